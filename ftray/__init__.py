@@ -1,0 +1,66 @@
+"""ftray: fine-tune embedding models for retrieval on Ray.
+
+The public names are imported on first use: `import ftray` alone brings in neither ray nor torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ftray.api import (
+        delete_run,
+        encode,
+        fit,
+        get_model,
+        get_run,
+        list_callbacks,
+        list_models,
+        list_runs,
+    )
+    from ftray.config import FitConfig
+    from ftray.errors import FtrayError
+    from ftray.run import Run
+
+_LAZY = {
+    "FitConfig": "ftray.config",
+    "FtrayError": "ftray.errors",
+    "Run": "ftray.run",
+    "delete_run": "ftray.api",
+    "encode": "ftray.api",
+    "fit": "ftray.api",
+    "get_model": "ftray.api",
+    "get_run": "ftray.api",
+    "list_callbacks": "ftray.api",
+    "list_models": "ftray.api",
+    "list_runs": "ftray.api",
+}
+
+__all__ = [
+    "FitConfig",
+    "FtrayError",
+    "Run",
+    "__version__",
+    "delete_run",
+    "encode",
+    "fit",
+    "get_model",
+    "get_run",
+    "list_callbacks",
+    "list_models",
+    "list_runs",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'ftray' has no attribute '{name}'")
+    import importlib
+
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

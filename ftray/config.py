@@ -1,0 +1,278 @@
+"""One model of a fit: the YAML file, `--set a.b=c`, and the arguments of `fit()`.
+
+What YAML cannot hold (a DocList, a pyarrow.Table, a callback object) is accepted from Python; the
+record then keeps its class path and fingerprint and says `reproducible: false`.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ftray.errors import ConfigError, nearest
+
+__all__ = ["CsvOptions", "FitConfig", "apply_overrides", "load_config", "validated"]
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+class CsvOptions(BaseModel):
+    """How a CSV file is read; everything left at None is detected and said in the log."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    header: bool | None = Field(None, description="Whether the first row names the columns.")
+    delimiter: str | None = Field(None, description="One character between cells.")
+    quotechar: str = Field('"', description="The character around cells that hold a delimiter.")
+    encoding: str | None = Field(None, description="Text encoding, such as utf-8 or cp1252.")
+    is_labeled: bool | None = Field(
+        None,
+        description="Two columns without telling names: true = item,label; false = query,document.",
+    )
+    label_conflicts: Literal["keep", "error"] = Field(
+        "keep", description="One text under two labels: kept and reported, or an error."
+    )
+    size: int | None = Field(None, ge=1, description="Read only the first `size` rows.")
+    sampling_rate: float | None = Field(
+        None, gt=0, le=1, description="Read only this share of the rows, drawn with a fixed seed."
+    )
+
+
+class FitConfig(BaseModel):
+    """Everything a fit can be told. `ftray.fit(**fields)` takes the same names."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        arbitrary_types_allowed=True,
+        validate_assignment=True,
+        protected_namespaces=(),
+    )
+
+    model: str = Field(
+        description="A registry name, a Hugging Face id, a local folder, or an ftray artifact."
+    )
+    train_data: Any = Field(
+        description="A CSV, Parquet or JSONL path, a DocList, a pyarrow.Table, or records."
+    )
+    eval_data: Any = Field(None, description="Data for the validation loss.")
+    val_split: float = Field(
+        0.0, ge=0, lt=1, description="Share of train_data held out for the validation loss."
+    )
+    columns: dict[str, str] | None = Field(
+        None, description="Our column names to those of the data, as {item: text, label: intent}."
+    )
+    csv_options: CsvOptions = CsvOptions()
+
+    loss: str = Field("TripletMarginLoss", description="Name of a loss; see docs/losses.md.")
+    loss_options: dict[str, Any] = Field(default_factory=dict)
+    epochs: int = Field(5, ge=0, description="0 evaluates only.")
+    batch_size: int = Field(
+        64, ge=2, description="Rows of a whole step, over all workers. The default shrinks to fit."
+    )
+    sampler: Literal["auto", "class", "random", "pairs"] = "auto"
+    num_items_per_class: int = Field(4, ge=2, description="K of a class-balanced batch P x K.")
+    packing: Literal["auto", "bucketed", "padded"] = Field(
+        "auto", description="How the rows of a step are laid out for the encoder; auto = bucketed."
+    )
+    max_length: int | None = Field(
+        None, ge=8, description="Longest text in tokens; None = as the model says."
+    )
+
+    optimizer: str = Field("AdamW", description="Name of a class of torch.optim.")
+    optimizer_options: dict[str, Any] = Field(default_factory=dict)
+    learning_rate: float | None = Field(None, gt=0, le=1, description="None = 5e-5.")
+    scheduler: str | None = Field(
+        None,
+        description="A scheduler of transformers; None = linear warm-up and linear decay.",
+    )
+    scheduler_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="warmup_ratio (0.1) or num_warmup_steps, and the scheduler's own options.",
+    )
+    max_grad_norm: float | None = Field(
+        1.0, gt=0, description="Gradient clipping over all weights, the loss's own included."
+    )
+    precision: Precision = Field(
+        "auto", description="auto = bf16 (else fp16) autocast on a GPU, fp32 on a CPU."
+    )
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    callbacks: list[Any] = Field(default_factory=list)
+
+    num_workers: int | Literal["auto"] = Field(
+        "auto", description="0 = this process, no Ray; N; auto = one per GPU, else 1."
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    storage_path: str = Field("runs", description="Folder or URI under which runs are kept.")
+    experiment_name: str = "default"
+    run_name: str | None = None
+    description: str | None = None
+    resume: Literal["never", "auto", "must"] = Field(
+        "never", description="Continue the run `run_name` from its newest checkpoint."
+    )
+    max_failures: int = Field(
+        2, ge=0, le=100, description="How often lost workers are replaced before the run fails."
+    )
+    log_rows: bool = Field(
+        False, description="Log which rows each rank encodes in each step (for audits)."
+    )
+
+    @field_validator("model", "storage_path", mode="before")
+    @classmethod
+    def _path_to_str(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
+    @field_validator("num_workers", mode="before")
+    @classmethod
+    def _worker_count(cls, value: Any) -> Any:
+        if isinstance(value, bool) or (isinstance(value, int) and value < 0):
+            raise ValueError("0 (this process), a positive number of workers, or 'auto'")
+        return value
+
+    @field_validator("experiment_name", "run_name")
+    @classmethod
+    def _folder_name(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[\w][\w.\- ]{0,127}", value):
+            raise ValueError(
+                f"'{value}' is to be a folder's name: letters, digits, '_', '-', '.' and spaces"
+            )
+        return value
+
+    @property
+    def batch_size_is_explicit(self) -> bool:
+        """Whether the user gave the batch size (an explicit one never shrinks silently)."""
+        return "batch_size" in self.model_fields_set
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, but `5e-5` is a number, as everybody expects."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
+def validated(values: Mapping[str, Any], *, where: str = "") -> FitConfig:
+    """A `FitConfig` from plain values.
+
+    Args:
+        values: field names and values.
+        where: the file the values come from, for messages.
+
+    Raises:
+        ConfigError: naming the key, what was given, what is allowed, and the nearest valid key.
+    """
+    try:
+        return FitConfig(**values)
+    except ValidationError as error:
+        prefix = f"{where}: " if where else ""
+        raise ConfigError(prefix + "; ".join(_explain(e) for e in error.errors())) from None
+
+
+def _explain(error: Any) -> str:
+    path = ".".join(str(part) for part in error["loc"])
+    key = str(error["loc"][-1]) if error["loc"] else ""
+    if error["type"] == "extra_forbidden":
+        model = CsvOptions if error["loc"][0] == "csv_options" else FitConfig
+        return f"there is no option '{path}'.{nearest(key, model.model_fields)}"
+    if error["type"] == "missing":
+        return f"'{path}' is missing"
+    given = error.get("input")
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{path} = {given!r}: {message[:1].lower()}{message[1:]}"
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> FitConfig:
+    """Read a YAML file; `${VAR}` stands for an environment variable.
+
+    Relative paths inside are taken as they are, from the current folder.
+
+    Args:
+        path: the YAML file.
+        overrides: `a.b=c` texts, applied in order; `c` is read as YAML.
+
+    Raises:
+        ConfigError: for a missing or malformed file, an unset variable, or a wrong key or value.
+    """
+    file = Path(path)
+    if not file.is_file():
+        names = [p.name for p in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
+        raise ConfigError(f"There is no file '{path}'.{nearest(file.name, names)}")
+    try:
+        values = _parse_yaml(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no options: a mapping such as 'model: minilm' is expected")
+    values = _expand(apply_overrides(values, overrides), where=str(path))
+    return validated(values, where=str(path))
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Set `a.b=c` in a nested mapping (a copy); list items are addressed by number.
+
+    Raises:
+        ConfigError: when a text has no '=' or a key leads into something that has no parts.
+    """
+    result = copy.deepcopy(values)
+    for text in overrides:
+        key, separator, raw = text.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--set {text}: 'key=value' is expected, as in --set epochs=3")
+        try:
+            value = _parse_yaml(raw)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {text}: the value is not valid YAML: {error}") from None
+        target: Any = result
+        parts = key.split(".")
+        for part in parts[:-1]:
+            target = _descend(target, part, text)
+        _put(target, parts[-1], value, text)
+    return result
+
+
+def _descend(target: Any, part: str, text: str) -> Any:
+    if isinstance(target, list) and part.isdigit() and int(part) < len(target):
+        return target[int(part)]
+    if isinstance(target, dict):
+        return target.setdefault(part, {})
+    raise ConfigError(f"--set {text}: '{part}' is not part of anything")
+
+
+def _put(target: Any, part: str, value: Any, text: str) -> None:
+    if isinstance(target, list) and part.isdigit() and int(part) < len(target):
+        target[int(part)] = value
+    elif isinstance(target, dict):
+        target[part] = value
+    else:
+        raise ConfigError(f"--set {text}: '{part}' is not part of anything")
+
+
+def _expand(value: Any, *, where: str) -> Any:
+    if isinstance(value, dict):
+        return {k: _expand(v, where=where) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_expand(v, where=where) for v in value]
+    if isinstance(value, str):
+        return re.sub(r"\$\{(\w+)\}", lambda m: _variable(m.group(1), where), value)
+    return value
+
+
+def _variable(name: str, where: str) -> str:
+    if name not in os.environ:
+        raise ConfigError(
+            f"{where}: the environment variable '{name}' is not set.{nearest(name, os.environ)}"
+        )
+    return os.environ[name]

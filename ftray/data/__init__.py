@@ -1,0 +1,1 @@
+"""From a user's data to the rows of a step."""

@@ -1,0 +1,155 @@
+"""What is done to every table that was read, whatever its source: strip, check, guess, describe."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ftray.data.columns import Kind, Layout
+from ftray.errors import DataError
+
+__all__ = [
+    "check_cells",
+    "conflicts",
+    "drawn_rows",
+    "fingerprint",
+    "guessed_kind",
+    "quoted",
+    "stripped",
+    "summary",
+]
+
+Place = Callable[[int], str]
+"""A row of the table to its place in the source, as `train.csv, line 17`."""
+
+_EXAMPLES = 3
+_QUOTED_CHARS = 60
+_LABEL_CHARS = 50
+_CELL_NAMES = {"item": "text", "first": "first text", "second": "second text"}
+
+
+def quoted(text: str) -> str:
+    """A text for a message, cut to a readable length."""
+    return f"'{text}'" if len(text) <= _QUOTED_CHARS else f"'{text[: _QUOTED_CHARS - 1]}…'"
+
+
+def stripped(table: pa.Table) -> pa.Table:
+    """Cells without outer white space."""
+    columns = {name: pc.utf8_trim_whitespace(table[name]) for name in table.column_names}
+    return pa.table(columns)
+
+
+def check_cells(table: pa.Table, layout: Layout, place: Place) -> None:
+    """Every row has all of its texts, its label, its id.
+
+    Raises:
+        DataError: with the place of the first empty cell.
+    """
+    firsts: list[tuple[int, str]] = []
+    for role in table.column_names:
+        column = table[role]
+        empty = pc.fill_null(pc.equal(pc.binary_length(column), 0), True)
+        row = pc.index(empty, True).as_py()
+        if row >= 0:
+            firsts.append((row, role))
+    if firsts:
+        row, role = min(firsts)
+        raise DataError(
+            f"{place(row)}: the {_CELL_NAMES.get(role, role)} is empty (column "
+            f"'{layout.columns[role]}'). Every row needs "
+            + " and ".join(f"a {_CELL_NAMES.get(name, name)}" for name in layout.texts)
+            + (", and an id where others have one." if role == "id" else ".")
+        )
+
+
+def guessed_kind(table: pa.Table, layout: Layout) -> tuple[Kind, str]:
+    """Whether two columns without telling names are item and label, or query and document.
+
+    Labels are short (at most 50 characters on average) and come again (at most half as many
+    distinct ones as rows).
+    """
+    second = table["second"]
+    distinct = pc.count_distinct(second).as_py()
+    short = pc.mean(pc.utf8_length(second)).as_py() <= _LABEL_CHARS
+    labelled = short and 2 * distinct <= len(second)
+    names = f"'{layout.columns['first']}', '{layout.columns['second']}'"
+    taken = "item, label" if labelled else "query, document"
+    why = f"{distinct:,} distinct values in {len(second):,} rows of the second"
+    return (
+        "labelled" if labelled else "pairs",
+        f"columns {names} were taken for {taken} ({why}); csv_options.is_labeled = "
+        f"{str(not labelled).lower()} if they are not, or name them with `columns`",
+    )
+
+
+def drawn_rows(count: int, share: float) -> pa.Array:
+    """A random share of the rows in their order, at least one, always the same."""
+    size = max(1, round(share * count))
+    drawn = np.random.default_rng(0).choice(count, size, replace=False)
+    return pa.array(np.sort(drawn))
+
+
+def summary(table: pa.Table, kind: Kind) -> list[str]:
+    """How many rows there are, and how many repeat an earlier one."""
+    rows = table.num_rows
+    texts = table.select([name for name in table.column_names if name != "id"])
+    repeats = rows - texts.group_by(texts.column_names).aggregate([]).num_rows
+    what = {"labelled": "texts", "pairs": "pairs", "items": "texts"}[kind]
+    if kind == "labelled":
+        what = f"texts with {pc.count_distinct(table['label']).as_py():,} labels"
+    notes = [f"{rows:,} rows: {what}"]
+    if repeats:
+        notes.append(f"{repeats:,} rows repeat an earlier row")
+    return notes
+
+
+def conflicts(table: pa.Table, place: Place, *, allowed: bool) -> list[str]:
+    """Texts that stand under two labels.
+
+    Raises:
+        DataError: for the first of them, unless `allowed`.
+    """
+    grouped = pa.TableGroupBy(table, "item", use_threads=False)
+    counts = grouped.aggregate([("label", "count_distinct")])
+    texts = counts.filter(pc.greater(counts["label_count_distinct"], 1))["item"]
+    if not len(texts):
+        return []
+    if allowed:
+        shown = [f"{quoted(t)} ({_labels_of(table, t)})" for t in texts[:_EXAMPLES].to_pylist()]
+        more = ", …" if len(texts) > _EXAMPLES else ""
+        return [f"{len(texts):,} texts under two labels or more: {', '.join(shown)}{more}"]
+    text = texts[0].as_py()
+    rows = np.flatnonzero(pc.equal(table["item"], text).to_numpy())
+    labels = [table["label"][int(row)].as_py() for row in rows]
+    other = next(i for i, label in enumerate(labels) if label != labels[0])
+    raise DataError(
+        f"{place(int(rows[other]))}: {quoted(text)} has the label '{labels[other]}', but "
+        f"'{labels[0]}' at {place(int(rows[0]))}. Texts under two labels: {len(texts):,}. "
+        "csv_options.label_conflicts = 'keep' takes both."
+    )
+
+
+def _labels_of(table: pa.Table, text: str) -> str:
+    labels = table.filter(pc.equal(table["item"], text))["label"]
+    return ", ".join(pc.unique(labels).to_pylist())
+
+
+def fingerprint(kind: str, table: pa.Table) -> str:
+    """16 hex digits of the SHA-256 of kind, column names and cells, however they are chunked."""
+    whole = hashlib.sha256(kind.encode())
+    for name in table.column_names:
+        lengths, cells = hashlib.sha256(), hashlib.sha256()
+        for chunk in table[name].chunks:
+            offsets_buffer, data = chunk.buffers()[1:]
+            width = np.int64 if pa.types.is_large_string(chunk.type) else np.int32
+            offsets = np.frombuffer(offsets_buffer, width) if offsets_buffer else np.zeros(1, width)
+            offsets = offsets[chunk.offset : chunk.offset + len(chunk) + 1].astype(np.int64)
+            lengths.update(np.diff(offsets).tobytes())
+            if data is not None and len(offsets):
+                cells.update(memoryview(data)[int(offsets[0]) : int(offsets[-1])])
+        whole.update(name.encode() + lengths.digest() + cells.digest())
+    return whole.hexdigest()[:16]

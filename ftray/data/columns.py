@@ -1,0 +1,215 @@
+"""Which column of a source is the text, the label, the query, the document.
+
+A column's name tells its role (`TELLING`, case-insensitive), or the user's `columns` mapping does.
+Two columns whose names tell nothing stay undecided here; the reader decides them by their content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ftray.errors import DataError, nearest
+
+__all__ = ["KNOWN_NAMES", "ROLES_OF", "TELLING", "Kind", "Layout", "resolve"]
+
+Kind = Literal["labelled", "pairs", "items"]
+
+ROLES_OF: dict[Kind, tuple[str, ...]] = {
+    "labelled": ("item", "label"),
+    "pairs": ("query", "document"),
+    "items": ("item",),
+}
+"""The text columns of each kind of records, in order."""
+
+TELLING: dict[str, tuple[str, ...]] = {
+    "item": ("item", "text", "sentence", "content", "utterance"),
+    "label": ("label", "class", "category", "intent", "target"),
+    "query": ("query", "anchor", "question", "sentence1", "text1"),
+    "document": ("document", "answer", "positive", "passage", "doc", "sentence2", "text2"),
+    "id": ("id", "_id"),
+}
+"""The column names that tell a role; where a table has several, the first in this order counts."""
+
+KNOWN_NAMES = frozenset(name for names in TELLING.values() for name in names)
+
+_JUDGING = frozenset({"score", "similarity", *TELLING["label"]})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The roles of a source's columns.
+
+    Args:
+        kind: what the records are; None = two columns that only their content can tell.
+        columns: role to source column, `id` included where there is one. The roles of an
+            undecided layout are `first` and `second`.
+        ignored: columns that are not read.
+        notes: what a user should know about the choice.
+    """
+
+    kind: Kind | None
+    columns: dict[str, str]
+    ignored: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The roles without the id."""
+        return tuple(role for role in self.columns if role != "id")
+
+
+def resolve(
+    names: Sequence[str],
+    *,
+    given: Mapping[str, str] | None = None,
+    is_labeled: bool | None = None,
+    source: str,
+) -> Layout:
+    """Find the role of each column.
+
+    Args:
+        names: the source's column names, in order.
+        given: the user's mapping of roles to column names; the rest is found by name.
+        is_labeled: what two columns without telling names are.
+        source: the file or object, for messages.
+
+    Raises:
+        DataError: an unknown role or column, a name that occurs twice, names that contradict
+            `is_labeled`, or columns whose roles cannot be told.
+    """
+    given = dict(given or {})
+    _check(names, given, source)
+    ident = given.get("id") or _first(names, TELLING["id"])
+    rest = [name for name in names if name != ident]
+    roles = _roles(rest, given)
+    kind, chosen = _named(roles, rest, source)
+    if kind is None and len(rest) == 2:
+        ordered = _in_order(rest, roles)
+        if given.keys() & {"query", "document"}:
+            kind, chosen = "pairs", ordered
+        elif is_labeled is not None:
+            kind, chosen = ("labelled" if is_labeled else "pairs"), ordered
+        elif not roles["item"]:
+            columns = dict(zip(("first", "second"), ordered, strict=True))
+            return Layout(kind=None, columns=columns | ({"id": ident} if ident else {}))
+    if kind is None:
+        kind, chosen = _single(roles, rest, source)
+    if is_labeled is not None and kind != "items" and is_labeled != (kind == "labelled"):
+        raise DataError(
+            f"{source}: csv_options.is_labeled is {is_labeled}, but the columns "
+            f"{_listed(chosen)} are read as {kind}. Name them with `columns`, such as "
+            f"{{{', '.join(f'{r}: {c}' for r, c in zip(_other(kind), chosen, strict=True))}}}, "
+            "or leave is_labeled away."
+        )
+    columns = dict(zip(ROLES_OF[kind], chosen, strict=True))
+    ignored = tuple(name for name in rest if name not in chosen)
+    return Layout(
+        kind=kind,
+        columns=columns | ({"id": ident} if ident else {}),
+        ignored=ignored,
+        notes=_notes(kind, columns, ignored),
+    )
+
+
+def _check(names: Sequence[str], given: Mapping[str, str], source: str) -> None:
+    for name in names:
+        if name and names.count(name) > 1:
+            raise DataError(f"{source}: two columns have the name '{name}'.")
+    for role, column in given.items():
+        if role not in TELLING:
+            raise DataError(f"columns: there is no role '{role}'.{nearest(role, TELLING)}")
+        if column not in names:
+            raise DataError(
+                f"columns: {source} has no column '{column}' for {role}.{nearest(column, names)}"
+            )
+    if len(set(given.values())) < len(given):
+        raise DataError(f"columns: one column of {source} stands for two roles: {dict(given)}.")
+    texts = set(given) - {"id"}
+    if texts & {"item", "label"} and texts & {"query", "document"}:
+        raise DataError(
+            f"columns: {', '.join(sorted(texts))} do not go together. "
+            "Valid: item and label, query and document, or item alone; each with or without id."
+        )
+
+
+def _roles(rest: Sequence[str], given: Mapping[str, str]) -> dict[str, str | None]:
+    """Role to column, by the user's mapping first and by name second."""
+    free = [name for name in rest if name not in given.values()]
+    open_roles = {"item", "label", "query", "document"}
+    if "item" in given and "label" in given:
+        open_roles = set()
+    elif "query" in given or "document" in given:
+        # A free column named `text` may still be the other half of a pair.
+        open_roles = {"query", "document", "item"} - ({"item"} if len(given) > 1 else set())
+    return {
+        role: given.get(role) or (_first(free, TELLING[role]) if role in open_roles else None)
+        for role in ("item", "label", "query", "document")
+    }
+
+
+def _named(
+    roles: Mapping[str, str | None], rest: Sequence[str], source: str
+) -> tuple[Kind | None, tuple[str, ...]]:
+    """The kind that the names tell, with its columns; (None, ()) where they do not."""
+    item, label, query, document = (roles[r] for r in ("item", "label", "query", "document"))
+    if item and label and query and document:
+        raise DataError(
+            f"{source}: {_listed((item, label))} could be item and label, and "
+            f"{_listed((query, document))} query and document. Say which with `columns`."
+        )
+    if query and document:
+        return "pairs", (query, document)
+    if label:
+        others = [name for name in rest if name != label]
+        text = item or query or document or (others[0] if len(others) == 1 else None)
+        return ("labelled", (text, label)) if text else (None, ())
+    if item and (query or document):
+        return "pairs", (query or item, document or item)
+    return None, ()
+
+
+def _in_order(rest: Sequence[str], roles: Mapping[str, str | None]) -> tuple[str, ...]:
+    """Two columns, the text or query first where one of the names tells."""
+    first, second = rest
+    turned = first == roles["document"] or second in (roles["query"], roles["item"])
+    return (second, first) if turned else (first, second)
+
+
+def _single(
+    roles: Mapping[str, str | None], rest: Sequence[str], source: str
+) -> tuple[Kind, tuple[str, ...]]:
+    text = roles["item"] or (rest[0] if len(rest) == 1 else None)
+    if text is None:
+        raise DataError(
+            f"{source}: the columns {_listed(rest)} do not tell which is the text. Say it with "
+            "`columns`, such as {item: "
+            + (rest[0] if rest else "text")
+            + ", label: …}, or {query: …, document: …}."
+        )
+    return "items", (text,)
+
+
+def _notes(kind: Kind, columns: Mapping[str, str], ignored: Sequence[str]) -> tuple[str, ...]:
+    taken = ", ".join(f"{role} = '{name}'" for role, name in columns.items())
+    notes = [f"columns read: {taken}"]
+    if ignored:
+        notes.append(f"columns not read: {_listed(ignored)}")
+    judging = [name for name in ignored if name.lower() in _JUDGING]
+    if kind == "pairs" and judging:
+        notes.append(f"'{judging[0]}' is not read: every pair counts as relevant")
+    return tuple(notes)
+
+
+def _other(kind: Kind) -> tuple[str, ...]:
+    return ROLES_OF["pairs" if kind == "labelled" else "labelled"]
+
+
+def _first(names: Sequence[str], telling: Iterable[str]) -> str | None:
+    folded = {name.lower(): name for name in reversed(names)}
+    return next((folded[name] for name in telling if name in folded), None)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

@@ -1,0 +1,228 @@
+"""Training data in its normal form: distinct texts, rows of text numbers, and groups.
+
+The same text twice is one text. Labelled rows are (text, class); pairs are (query, document) with
+the connected group of pairs that share texts, so that losses on labels never take a text that is
+stated to be relevant, however indirectly, for a negative. Masks of InfoNCE use the texts themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from ftray.data.readers import Records
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from ftray.errors import DataError
+
+__all__ = ["StepRows", "TrainSet", "train_set"]
+
+Numbers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRows:
+    """The rows of one step, as the encoder and the loss need them.
+
+    Attributes:
+        rows: row numbers of the data set, `(B,)`.
+        texts: the step's distinct (role, text) items in order of first use, `U` of them. The role
+            is "query", "document" or "" and selects the encoder's prompt.
+        columns: position in `texts` of each row's cells, `(B, C)`.
+        text_ids: text number of each row's cells, `(B, C)`: equal numbers are equal texts.
+        label_items: position in `texts` of each labelled item, `(M,)`.
+        labels: class or group of each labelled item, `(M,)`.
+    """
+
+    rows: Numbers
+    texts: list[tuple[str, str]]
+    columns: Numbers
+    text_ids: Numbers
+    label_items: Numbers
+    labels: Numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSet:
+    """Distinct texts `(T,)`, rows of text numbers `(N, C)`, and the group of each row `(N,)`.
+
+    `C` is 1 for labelled data and 2 for pairs; `group_names` are the labels, None for pairs.
+    """
+
+    kind: Literal["labelled", "pairs"]
+    texts: pa.Array
+    rows: Numbers
+    groups: Numbers
+    group_names: tuple[str, ...] | None
+    notes: tuple[str, ...]
+    source: str
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def n_groups(self) -> int:
+        """Number of classes, or of connected groups of pairs."""
+        return int(self.groups.max()) + 1 if len(self.groups) else 0
+
+    def step_rows(self, rows: Numbers, *, roles_differ: bool) -> StepRows:
+        """The items of one step.
+
+        Args:
+            rows: row numbers, `(B,)`.
+            roles_differ: whether the encoder treats queries and documents differently (prompts);
+                if not, one text is one item in whatever column it stands.
+        """
+        cells = self.rows[rows]
+        width = cells.shape[1]
+        roles = np.arange(width) if roles_differ and width == 2 else np.zeros(width, np.int64)
+        keys = (cells * 2 + roles).ravel()
+        distinct, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+        order = np.argsort(first, kind="stable")
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        columns = place[inverse].reshape(cells.shape)
+        names = ("query", "document") if roles_differ and width == 2 else ("", "")
+        picked = self.texts.take(pa.array(distinct[order] // 2)).to_pylist()
+        items = [
+            (names[role], text)
+            for role, text in zip((distinct[order] % 2).tolist(), picked, strict=True)
+        ]
+        if self.kind == "labelled":
+            label_items, labels = columns[:, 0], self.groups[rows]
+        else:
+            label_items = np.arange(len(items))
+            labels = np.empty(len(items), np.int64)
+            labels[columns] = self.groups[rows][:, None]
+        return StepRows(
+            rows=rows,
+            texts=items,
+            columns=columns,
+            text_ids=cells,
+            label_items=label_items,
+            labels=labels,
+        )
+
+    def subset(self, rows: Numbers, source: str) -> TrainSet:
+        """The same texts and group numbers, fewer rows."""
+        return TrainSet(
+            kind=self.kind,
+            texts=self.texts,
+            rows=self.rows[rows],
+            groups=self.groups[rows],
+            group_names=self.group_names,
+            notes=(),
+            source=source,
+            fingerprint=self.fingerprint,
+        )
+
+    def split(self, share: float, seed: int) -> tuple[TrainSet, TrainSet]:
+        """Hold out about `share` of the rows: of each class, or whole groups of pairs.
+
+        Raises:
+            DataError: if nothing would be left on one side.
+        """
+        rng = np.random.default_rng((seed, 0x5EED))
+        if self.kind == "labelled":
+            order = rng.permutation(len(self))
+            order = order[np.argsort(self.groups[order], kind="stable")]
+            # every 1/share-th row of the rows in class order: each class gives its share
+            ticks = np.floor((np.arange(len(order)) + 0.5) * share + rng.random())
+            held = np.zeros(len(self), bool)
+            held[order] = np.diff(ticks, prepend=np.floor(rng.random() * share)) > 0
+        else:
+            sizes = np.bincount(self.groups)
+            order = rng.permutation(len(sizes))
+            taken = np.cumsum(sizes[order]) <= share * len(self)
+            held = np.isin(self.groups, order[taken])
+        if not held.any() or held.all():
+            raise DataError(
+                f"val_split = {share} of {len(self)} rows leaves one side without rows: "
+                "give another share, or eval_data"
+            )
+        return (
+            self.subset(np.flatnonzero(~held), self.source),
+            self.subset(np.flatnonzero(held), f"{share:.0%} of {self.source}"),
+        )
+
+
+def train_set(records: Records, *, where: str = "train_data") -> TrainSet:
+    """Bring records into the normal form; equal rows become one.
+
+    Raises:
+        DataError: for records with neither labels nor pairs.
+    """
+    if records.kind == "items":
+        raise DataError(
+            f"{where} ({records.source}) has one column of texts. To learn from, it needs labels "
+            "(item,label) or pairs (query,document)."
+        )
+    if records.kind == "labelled":
+        return _labelled(records)
+    return _pairs(records)
+
+
+def _codes(*columns: pa.ChunkedArray) -> tuple[pa.Array, list[Numbers]]:
+    """Distinct values over all columns in order of first appearance, and each column's codes."""
+    joined = pa.chunked_array([chunk for column in columns for chunk in column.chunks])
+    encoded = pc.dictionary_encode(joined.combine_chunks())
+    codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    cuts = np.cumsum([len(column) for column in columns])[:-1]
+    return encoded.dictionary, np.split(codes, cuts)
+
+
+def _labelled(records: Records) -> TrainSet:
+    texts, (items,) = _codes(records.table["item"])
+    names, (labels,) = _codes(records.table["label"])
+    rows, repeated = _distinct_rows(np.stack([items, labels], axis=1))
+    notes = list(records.notes)
+    if repeated:
+        notes.append(f"{repeated} rows repeat a row and count once")
+    return TrainSet(
+        kind="labelled",
+        texts=texts,
+        rows=rows[:, :1],
+        groups=rows[:, 1],
+        group_names=tuple(names.to_pylist()),
+        notes=tuple(notes),
+        source=records.source,
+        fingerprint=records.fingerprint,
+    )
+
+
+def _pairs(records: Records) -> TrainSet:
+    texts, (queries, documents) = _codes(records.table["query"], records.table["document"])
+    rows, repeated = _distinct_rows(np.stack([queries, documents], axis=1))
+    graph = coo_array((np.ones(len(rows), bool), (rows[:, 0], rows[:, 1])), (len(texts),) * 2)
+    _, component = connected_components(graph, directed=False)
+    _, groups = np.unique(component[rows[:, 0]], return_inverse=True)
+    sizes = np.bincount(groups)
+    notes = list(records.notes)
+    if repeated:
+        notes.append(f"{repeated} pairs repeat a pair and count once")
+    if sizes.max() > 1:
+        notes.append(
+            f"pairs that share texts form {len(sizes)} groups, the largest with {sizes.max()} "
+            f"of {len(rows)} pairs"
+        )
+    return TrainSet(
+        kind="pairs",
+        texts=texts,
+        rows=rows,
+        groups=groups.astype(np.int64),
+        group_names=None,
+        notes=tuple(notes),
+        source=records.source,
+        fingerprint=records.fingerprint,
+    )
+
+
+def _distinct_rows(rows: Numbers) -> tuple[Numbers, int]:
+    _, first = np.unique(rows, axis=0, return_index=True)
+    return rows[np.sort(first)], len(rows) - len(first)

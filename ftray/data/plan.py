@@ -1,0 +1,284 @@
+"""Which rows form step *s* of epoch *e*.
+
+A plan is a pure function of (seed, epoch, step, batch size, data): it knows no worker, no rank and
+no state. After O(rows) preparation per epoch, any step is addressed directly.
+
+Random numbers come from `numpy.random.default_rng((seed, epoch, ...))`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ftray.errors import ConfigError, DataError
+
+__all__ = ["ClassBalancedPlan", "PairsPlan", "Plan", "RandomPlan", "make_plan"]
+
+Rows = npt.NDArray[np.int64]
+Sampler = Literal["class", "random", "pairs"]
+
+
+class Plan(Protocol):
+    """The steps of every epoch."""
+
+    batch_size: int
+    steps_per_epoch: int
+
+    def rows(self, epoch: int, step: int) -> Rows:
+        """Row numbers of one step, `(b,)` with 1 <= b <= batch_size, all distinct."""
+        ...
+
+    def left_out(self, epoch: int) -> int:
+        """How many rows the epoch does not show (they come in later epochs)."""
+        ...
+
+
+class _EpochwisePlan:
+    """Keeps the last prepared epoch, so that its steps are addressed directly."""
+
+    def __init__(self, batch_size: int, steps_per_epoch: int, seed: int) -> None:
+        self.batch_size = batch_size
+        self.steps_per_epoch = steps_per_epoch
+        self.seed = seed
+        self._epoch = -1
+        self._steps: list[Rows] = []
+        self._left_out = 0
+
+    def rows(self, epoch: int, step: int) -> Rows:
+        if not 0 <= step < self.steps_per_epoch:
+            raise IndexError(f"step {step} of an epoch of {self.steps_per_epoch} steps")
+        self._open(epoch)
+        return self._steps[step]
+
+    def left_out(self, epoch: int) -> int:
+        self._open(epoch)
+        return self._left_out
+
+    def _open(self, epoch: int) -> None:
+        if epoch != self._epoch:
+            self._steps, self._left_out = self._prepare(epoch)
+            self._epoch = epoch
+
+    def _prepare(self, epoch: int) -> tuple[list[Rows], int]:
+        raise NotImplementedError
+
+
+class RandomPlan(_EpochwisePlan):
+    """Every row once per epoch in random order; the last step may be smaller."""
+
+    def __init__(self, n_rows: int, batch_size: int, seed: int) -> None:
+        super().__init__(batch_size, math.ceil(n_rows / batch_size), seed)
+        self.n_rows = n_rows
+
+    def _prepare(self, epoch: int) -> tuple[list[Rows], int]:
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.n_rows)
+        return [order[i : i + self.batch_size] for i in range(0, self.n_rows, self.batch_size)], 0
+
+
+class ClassBalancedPlan(_EpochwisePlan):
+    """Each step holds P classes with K rows each (P·K = batch size).
+
+    With fewer than P classes, P is their number and K grows to `batch_size // P`. Each class is
+    cut into chunks of K rows; a last short chunk is topped up with other rows of its class. The
+    chunks are dealt over `ceil(chunks / P)` steps so that no step holds a class twice, and steps
+    with fewer than P classes are filled with chunks of other classes: rows of small classes come
+    more than once in an epoch. A class with more chunks than there are steps shows only that many
+    per epoch and goes on from there in the next one (`left_out` counts its other rows). A class
+    with fewer than K rows gives all it has.
+    """
+
+    def __init__(
+        self, classes: npt.NDArray[np.int64], batch_size: int, items_per_class: int, seed: int
+    ) -> None:
+        order = np.argsort(classes, kind="stable")
+        starts = np.flatnonzero(np.diff(classes[order], prepend=-1))
+        self._members: list[Rows] = np.split(order, starts[1:])
+        self.classes_per_step = min(len(self._members), max(batch_size // items_per_class, 2))
+        self.items_per_class = max(batch_size // self.classes_per_step, 1)
+        chunks = sum(math.ceil(len(m) / self.items_per_class) for m in self._members)
+        super().__init__(batch_size, max(math.ceil(chunks / self.classes_per_step), 1), seed)
+
+    def _prepare(self, epoch: int) -> tuple[list[Rows], int]:
+        rng = np.random.default_rng((self.seed, epoch))
+        class_order = rng.permutation(len(self._members))
+        steps: list[list[Rows]] = [[] for _ in range(self.steps_per_epoch)]
+        held: list[set[int]] = [set() for _ in range(self.steps_per_epoch)]
+        left_out, position = 0, 0
+        for c in class_order:
+            chunks, hidden = self._chunks(int(c), epoch)
+            left_out += hidden
+            for chunk in chunks:
+                at = position % self.steps_per_epoch
+                steps[at].append(chunk)
+                held[at].add(int(c))
+                position += 1
+        spare = 0
+        for step, classes in zip(steps, held, strict=True):
+            while len(step) < self.classes_per_step:
+                c = int(class_order[spare % len(class_order)])
+                spare += 1
+                if c not in classes:
+                    step.append(self._extra_chunk(c, epoch, spare))
+                    classes.add(c)
+        return [np.concatenate(step) for step in steps], left_out
+
+    def _chunks(self, c: int, epoch: int) -> tuple[list[Rows], int]:
+        """The chunks of class `c` in `epoch`, and how many of its rows they leave out."""
+        members, k = self._members[c], self.items_per_class
+        most = self.steps_per_epoch * k
+        if len(members) > most:
+            window = self._endless(c, epoch * most, most)
+            return [_distinct(window[i : i + k]) for i in range(0, most, k)], len(members) - most
+        order = members[np.random.default_rng((self.seed, epoch, c)).permutation(len(members))]
+        chunks = [order[i : i + k] for i in range(0, len(order), k)]
+        missing = k - len(chunks[-1])
+        if missing and len(chunks) > 1:
+            chunks[-1] = np.concatenate([chunks[-1], order[:missing]])
+        return chunks, 0
+
+    def _extra_chunk(self, c: int, epoch: int, number: int) -> Rows:
+        members = self._members[c]
+        rng = np.random.default_rng((self.seed, epoch, c, number))
+        return members[rng.permutation(len(members))[: self.items_per_class]]
+
+    def _endless(self, c: int, start: int, count: int) -> Rows:
+        """`count` rows from position `start` of an endless run of shuffled passes over class c."""
+        members = self._members[c]
+        n = len(members)
+        passes = [
+            members[np.random.default_rng((self.seed, c, p)).permutation(n)]
+            for p in range(start // n, (start + count - 1) // n + 1)
+        ]
+        offset = start - (start // n) * n
+        return np.concatenate(passes)[offset : offset + count]
+
+
+class PairsPlan(_EpochwisePlan):
+    """Pairs in random order, rows that share a text spread over different steps.
+
+    A row conflicts with another when they have a text in common (as query or as document). Rows
+    with conflicts are placed first, each in the next step with room that holds neither of its
+    texts; the others fill up. A text with more rows than there are steps cannot be placed whole:
+    its surplus is left out of this epoch and comes first in the next (`left_out` counts it). The
+    losses mask what shares a text all the same, so correctness never hangs on this.
+    """
+
+    def __init__(self, pairs: npt.NDArray[np.int64], batch_size: int, seed: int) -> None:
+        super().__init__(batch_size, math.ceil(len(pairs) / batch_size), seed)
+        self._pairs = pairs
+        counts = np.bincount(pairs.ravel()) if len(pairs) else np.zeros(0, np.int64)
+        own = 1 + (pairs[:, 0] == pairs[:, 1])
+        self._conflicting = (counts[pairs[:, 0]] > own) | (counts[pairs[:, 1]] > own)
+        self._turn = _turns(pairs, counts)
+
+    def _prepare(self, epoch: int) -> tuple[list[Rows], int]:
+        n_steps, n = self.steps_per_epoch, len(self._pairs)
+        order = np.random.default_rng((self.seed, epoch)).permutation(n)
+        turn, size = self._turn
+        waits = (turn - epoch * n_steps) % np.maximum(size, 1)
+        hard = order[self._conflicting[order]]
+        hard = hard[np.argsort(np.where(size > n_steps, waits, 0)[hard], kind="stable")]
+        room = np.full(n_steps, self.batch_size)
+        room[-1] = n - self.batch_size * (n_steps - 1)
+        steps: list[list[int]] = [[] for _ in range(n_steps)]
+        texts: list[set[int]] = [set() for _ in range(n_steps)]
+        left_out, cursor = 0, 0
+        for row in hard.tolist():
+            query, document = self._pairs[row].tolist()
+            for probe in range(n_steps):
+                at = (cursor + probe) % n_steps
+                if room[at] and query not in texts[at] and document not in texts[at]:
+                    steps[at].append(row)
+                    texts[at].update((query, document))
+                    room[at] -= 1
+                    cursor = at + 1
+                    break
+            else:
+                left_out += 1
+        free = order[~self._conflicting[order]]
+        fills = np.split(free, np.cumsum(room)[:-1]) if n_steps > 1 else [free]
+        planned = [
+            np.concatenate([np.asarray(step, dtype=np.int64), fill])
+            for step, fill in zip(steps, fills, strict=True)
+        ]
+        return _no_empty(planned), left_out
+
+
+def _turns(pairs: Rows, counts: Rows) -> tuple[Rows, Rows]:
+    """For each row, its place among the rows of its more frequent text, and how many those are."""
+    if not len(pairs):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    heavy = np.where(counts[pairs[:, 0]] >= counts[pairs[:, 1]], pairs[:, 0], pairs[:, 1])
+    order = np.argsort(heavy, kind="stable")
+    starts = np.flatnonzero(np.diff(heavy[order], prepend=-1))
+    sizes = np.diff(np.append(starts, len(heavy)))
+    place = np.empty(len(heavy), np.int64)
+    place[order] = np.arange(len(heavy)) - np.repeat(starts, sizes)
+    size = np.empty(len(heavy), np.int64)
+    size[order] = np.repeat(sizes, sizes)
+    return place, size
+
+
+def _no_empty(steps: list[Rows]) -> list[Rows]:
+    """Give a step that stayed empty a row of the fullest one: no step is ever without rows."""
+    for i, step in enumerate(steps):
+        if not len(step):
+            fullest = max(range(len(steps)), key=lambda j: len(steps[j]))
+            steps[i], steps[fullest] = steps[fullest][-1:], steps[fullest][:-1]
+    return steps
+
+
+def _distinct(rows: Rows) -> Rows:
+    _, first = np.unique(rows, return_index=True)
+    return rows[np.sort(first)]
+
+
+def make_plan(
+    sampler: Sampler,
+    *,
+    rows: npt.NDArray[np.int64],
+    groups: npt.NDArray[np.int64],
+    batch_size: int,
+    items_per_class: int,
+    seed: int,
+) -> Plan:
+    """The plan of one data set.
+
+    Args:
+        sampler: "class", "random" or "pairs".
+        rows: text numbers of each row, `(N, C)`; C = 1 labelled, 2 pairs.
+        groups: `(N,)` class (labelled) or connected group of equal texts (pairs).
+        batch_size: rows of a whole step.
+        items_per_class: K of a class-balanced step.
+        seed: makes the plan.
+
+    Raises:
+        DataError: for fewer than two groups: there would be no negatives.
+        ConfigError: for a batch larger than the data, or a class batch that holds no two classes.
+    """
+    n_groups = len(np.unique(groups))
+    if n_groups < 2:
+        what = "class" if rows.shape[1] == 1 else "group of pairs that share texts"
+        raise DataError(
+            f"The {len(rows)} training rows form {n_groups} {what}: at least two are needed, "
+            "else no text is anything's negative and there is nothing to learn."
+        )
+    if batch_size > len(rows):
+        raise ConfigError(
+            f"batch_size = {batch_size}, but there are only {len(rows)} training rows. Give a "
+            f"batch_size of at most {len(rows)}, or leave it out: the default shrinks to the data."
+        )
+    if sampler == "class":
+        if batch_size < 2 * min(items_per_class, 2):
+            raise ConfigError(
+                f"batch_size = {batch_size} cannot hold two classes of two rows each; "
+                "give at least 4, or sampler: random"
+            )
+        return ClassBalancedPlan(groups, batch_size, items_per_class, seed)
+    if sampler == "pairs":
+        return PairsPlan(rows, batch_size, seed)
+    return RandomPlan(len(rows), batch_size, seed)

@@ -1,0 +1,1 @@
+"""Evaluation: encode queries and index, search exactly, judge the rankings, report the metrics."""

