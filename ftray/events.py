@@ -77,11 +77,13 @@ class Log(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class FitStarted(Event):
-    """Workers are up and the plan is made; sent again with `attempt` > 1 after a restart."""
+    """Workers are up and the plan is made; sent again after every restart.
+
+    What the record holds beyond `global_step` when this arrives belongs to a lost attempt.
+    """
 
     kind: ClassVar[str] = "fit_started"
     milestone: ClassVar[bool] = True
-    attempt: int
     world_size: int
     device: str
     epochs: int
@@ -89,6 +91,7 @@ class FitStarted(Event):
     batch_size: int
     first_epoch: int
     first_step: int
+    global_step: int
     hardware: dict[str, Any]
 
 
@@ -109,6 +112,7 @@ class StepEnded(Event):
     processed_tokens: int
     data_s: float
     step_s: float
+    scalars: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +175,7 @@ class EpochEnded(Event):
     global_step: int
     metrics: dict[str, float]
     seconds: dict[str, float]
-    rows_per_rank: list[int]
+    texts_per_rank: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from ftray.errors import DataError
 __all__ = [
     "check_cells",
     "conflicts",
+    "counted",
     "drawn_rows",
     "fingerprint",
     "guessed_kind",
@@ -35,6 +36,11 @@ _CELL_NAMES = {"item": "text", "first": "first text", "second": "second text"}
 def quoted(text: str) -> str:
     """A text for a message, cut to a readable length."""
     return f"'{text}'" if len(text) <= _QUOTED_CHARS else f"'{text[: _QUOTED_CHARS - 1]}…'"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def stripped(table: pa.Table) -> pa.Table:
@@ -98,12 +104,11 @@ def summary(table: pa.Table, kind: Kind) -> list[str]:
     rows = table.num_rows
     texts = table.select([name for name in table.column_names if name != "id"])
     repeats = rows - texts.group_by(texts.column_names).aggregate([]).num_rows
-    what = {"labelled": "texts", "pairs": "pairs", "items": "texts"}[kind]
+    notes = [counted(rows, "pair" if kind == "pairs" else "text")]
     if kind == "labelled":
-        what = f"texts with {pc.count_distinct(table['label']).as_py():,} labels"
-    notes = [f"{rows:,} rows: {what}"]
+        notes[0] += f" with {counted(pc.count_distinct(table['label']).as_py(), 'label')}"
     if repeats:
-        notes.append(f"{repeats:,} rows repeat an earlier row")
+        notes.append(f"rows that repeat an earlier one: {repeats:,}")
     return notes
 
 
@@ -121,7 +126,7 @@ def conflicts(table: pa.Table, place: Place, *, allowed: bool) -> list[str]:
     if allowed:
         shown = [f"{quoted(t)} ({_labels_of(table, t)})" for t in texts[:_EXAMPLES].to_pylist()]
         more = ", …" if len(texts) > _EXAMPLES else ""
-        return [f"{len(texts):,} texts under two labels or more: {', '.join(shown)}{more}"]
+        return [f"{counted(len(texts), 'text')} under two labels or more: {', '.join(shown)}{more}"]
     text = texts[0].as_py()
     rows = np.flatnonzero(pc.equal(table["item"], text).to_numpy())
     labels = [table["label"][int(row)].as_py() for row in rows]

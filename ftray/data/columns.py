@@ -97,17 +97,12 @@ def resolve(
     if kind is None:
         kind, chosen = _single(roles, rest, source)
     if is_labeled is not None and kind != "items" and is_labeled != (kind == "labelled"):
-        raise DataError(
-            f"{source}: csv_options.is_labeled is {is_labeled}, but the columns "
-            f"{_listed(chosen)} are read as {kind}. Name them with `columns`, such as "
-            f"{{{', '.join(f'{r}: {c}' for r, c in zip(_other(kind), chosen, strict=True))}}}, "
-            "or leave is_labeled away."
-        )
-    columns = dict(zip(ROLES_OF[kind], chosen, strict=True))
+        raise _contradicted(kind, chosen, source)
+    columns = dict(zip(ROLES_OF[kind], chosen, strict=True)) | ({"id": ident} if ident else {})
     ignored = tuple(name for name in rest if name not in chosen)
     return Layout(
         kind=kind,
-        columns=columns | ({"id": ident} if ident else {}),
+        columns=columns,
         ignored=ignored,
         notes=_notes(kind, columns, ignored),
     )
@@ -202,8 +197,14 @@ def _notes(kind: Kind, columns: Mapping[str, str], ignored: Sequence[str]) -> tu
     return tuple(notes)
 
 
-def _other(kind: Kind) -> tuple[str, ...]:
-    return ROLES_OF["pairs" if kind == "labelled" else "labelled"]
+def _contradicted(kind: Kind, chosen: Sequence[str], source: str) -> DataError:
+    other = ROLES_OF["pairs" if kind == "labelled" else "labelled"]
+    mapping = ", ".join(f"{role}: {name}" for role, name in zip(other, chosen, strict=True))
+    return DataError(
+        f"{source}: csv_options.is_labeled is {kind != 'labelled'}, but the columns "
+        f"{_listed(chosen)} are read as {kind}. Name them with `columns`, such as {{{mapping}}}, "
+        "or leave is_labeled away."
+    )
 
 
 def _first(names: Sequence[str], telling: Iterable[str]) -> str | None:

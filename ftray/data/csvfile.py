@@ -5,7 +5,7 @@ Python's `csv` module parses, for it knows the line of every row; rows go to Arr
 Detected, unless `CsvOptions` says it:
 
 - encoding: UTF-8 (with or without a byte order mark) if all of the file decodes, UTF-16 by its byte
-  order mark, else the best guess of charset_normalizer;
+  order mark, else the best guess of charset_normalizer (of equally good ones cp1252);
 - delimiter: of `, ; tab |` the one that cuts the most of the first rows into the same number (more
   than one) of cells. (`csv.Sniffer` judges single characters instead; texts full of commas and
   apostrophes mislead it.) A .tsv file has tabs; a .txt file that no delimiter fits has one text
@@ -32,6 +32,7 @@ from typing import TextIO
 from charset_normalizer import from_bytes
 
 from ftray.config import CsvOptions
+from ftray.data.cleaning import counted
 from ftray.data.columns import KNOWN_NAMES
 from ftray.data.loading import Choose, Loaded, TableBuilder, known_encoding, undecodable
 from ftray.errors import DataError
@@ -42,6 +43,7 @@ _SAMPLE_CHARS = 1 << 16
 _SAMPLE_ROWS = 200
 _MAX_CELL_CHARS = 1 << 24
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+_FOREIGN = re.compile(r"\w*[^\W\x00-\x7f]\w*")
 _WORD = re.compile(r"[A-Za-z_][\w.-]{0,29}")
 
 
@@ -108,7 +110,9 @@ class _Rows:
         )
 
 
-def load_csv(path: Path, options: CsvOptions, choose: Choose, *, source: str, named: bool) -> Loaded:
+def load_csv(
+    path: Path, options: CsvOptions, choose: Choose, *, source: str, named: bool
+) -> Loaded:
     """Read a CSV file.
 
     Args:
@@ -166,7 +170,7 @@ def _load(
         head = head[1:]
         if not head:
             raise DataError(f"{source} has a header ({', '.join(first)}) and no rows.")
-        if options.header is None and not named:
+        if options.header is None and not named and not _known_header(first):
             said.append(
                 f"line {line} was taken as the header ({', '.join(first)}); "
                 "csv_options.header = false if it is data"
@@ -188,10 +192,8 @@ def _load(
         builder.add((cells[place] for place in places), number)
     table, positions = builder.finish()
     if rows.blank:
-        said.append(f"{rows.blank} blank lines skipped" if rows.blank > 1 else "1 blank line skipped")
-    return Loaded(
-        layout=layout, table=table, unit="line", positions=positions, notes=tuple(said)
-    )
+        said.append(f"{counted(rows.blank, 'blank line')} skipped")
+    return Loaded(layout=layout, table=table, unit="line", positions=positions, notes=tuple(said))
 
 
 def _has_header(
@@ -207,8 +209,7 @@ def _has_header(
     if options.header is not None:
         return options.header
     first = [cell.strip() for cell in rows[0]]
-    known = sum(cell.lower() in KNOWN_NAMES for cell in first)
-    if known >= min(2, len(first)):
+    if _known_header(first):
         return True
     below = [row for row in rows[1:] if len(row) == len(first)]
     if not below or len(set(first)) < len(first) or not all(_WORD.fullmatch(c) for c in first):
@@ -217,6 +218,11 @@ def _has_header(
     recurs = any(cell in column for cell, column in zip(first, columns, strict=True))
     has_texts = any(2 * sum(" " in cell for cell in column) > len(column) for column in columns)
     return has_texts and not recurs
+
+
+def _known_header(cells: Sequence[str]) -> bool:
+    known = sum(cell.strip().lower() in KNOWN_NAMES for cell in cells)
+    return known >= min(2, len(cells))
 
 
 def _dialect(file: TextIO, path: Path, options: CsvOptions) -> tuple[_Dialect, tuple[str, ...]]:
@@ -281,15 +287,33 @@ def _encoding(path: Path, options: CsvOptions, source: str) -> tuple[str, tuple[
         except UnicodeDecodeError as error:
             # The block's first bytes may have been carried over from the one before.
             file.seek(max(0, offset + error.start - _SAMPLE_CHARS // 2))
-            best = from_bytes(file.read(_SAMPLE_CHARS)).best()
+            sample = file.read(_SAMPLE_CHARS)
         else:
             return "utf-8-sig", ()
-    if best is None:
+    guess = _guessed_encoding(sample)
+    if guess is None:
         raise DataError(
             f"{source} is neither UTF-8 nor any text encoding that could be recognised. "
             "Name it with csv_options.encoding, such as cp1252."
         )
-    return best.encoding, (
-        f"encoding: {best.encoding} is a guess, for the file is not UTF-8; "
+    word = _FOREIGN.search(sample.decode(guess, errors="ignore"))
+    shown = f" (it gives '{word.group()}')" if word else ""
+    return guess, (
+        f"encoding: {guess} is a guess{shown}, for the file is not UTF-8; "
         "csv_options.encoding sets it",
     )
+
+
+def _guessed_encoding(sample: bytes) -> str | None:
+    """charset_normalizer's best; of equally good ones cp1252, the far most frequent in files.
+
+    Its own order is the alphabet's, which makes French into cp1250 ("oů est").
+    """
+    matches = from_bytes(sample)
+    best = matches.best()
+    if best is None:
+        return None
+    score = (best.chaos, best.coherence)
+    equal = [match for match in matches if (match.chaos, match.coherence) == score]
+    names = {name for match in equal for name in (match.encoding, *match.could_be_from_charset)}
+    return "cp1252" if "cp1252" in names else best.encoding

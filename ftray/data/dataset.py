@@ -2,7 +2,7 @@
 
 The same text twice is one text. Labelled rows are (text, class); pairs are (query, document) with
 the connected group of pairs that share texts, so that losses on labels never take a text that is
-stated to be relevant, however indirectly, for a negative. Masks of InfoNCE use the texts themselves.
+stated to be relevant, however indirectly, for a negative. InfoNCE masks by the texts themselves.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from ftray.data.readers import Records
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from ftray.data.readers import Records
 from ftray.errors import DataError
 
 __all__ = ["StepRows", "TrainSet", "train_set"]

@@ -145,11 +145,13 @@ def _row_cells(
     row: Any, keys: Sequence[str] | Sequence[int] | None, layout: Layout, place: str
 ) -> Iterator[str | None]:
     if keys is None:
-        expected: type | tuple[type, ...] = str
+        alike = isinstance(row, str)
     else:
-        expected = Mapping if isinstance(keys[0], str) else (tuple, list)
-    if not isinstance(row, expected):
-        raise DataError(f"{place}: a {type(row).__name__}, but the first record is of another kind")
+        alike = isinstance(row, Mapping if isinstance(keys[0], str) else tuple | list)
+    if not alike:
+        raise DataError(
+            f"{place}: a {type(row).__name__}, but the first record is of another kind."
+        )
     if keys is None:
         return iter((row,))
     if not isinstance(row, Mapping):

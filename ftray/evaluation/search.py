@@ -18,15 +18,15 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from ftray.errors import ConfigError, DataError, nearest
+from ftray.errors import ConfigError, DataError
+from ftray.evaluation.spec import check_distance
 
-__all__ = ["DISTANCES", "ExactIndex"]
+__all__ = ["ExactIndex"]
 
 Floats = npt.NDArray[np.float64]
 Floats32 = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
-DISTANCES: tuple[str, ...] = ("cosine", "dot", "euclidean", "sqeuclidean")
 """What `ExactIndex` can rank by."""
 
 _BLOCK_QUERIES = 256
@@ -45,16 +45,15 @@ class ExactIndex:
 
     Args:
         dim: embedding width `D`.
-        distance: one of `DISTANCES`. Scores are higher-is-better: cosine similarity, dot product,
-            or minus the (squared) euclidean distance. A zero vector has cosine 0 with everything.
+        distance: one of `ftray.evaluation.spec.DISTANCES`. Scores are higher-is-better: cosine
+            similarity, dot product, or minus the (squared) euclidean distance. A zero vector has cosine 0 with everything.
 
     Raises:
         ConfigError: the distance is unknown or `dim` is less than 1.
     """
 
     def __init__(self, dim: int, distance: str = "cosine") -> None:
-        if distance not in DISTANCES:
-            raise ConfigError(f"Unknown distance '{distance}'.{nearest(distance, DISTANCES)}")
+        check_distance(distance)
         if dim < 1:
             raise ConfigError(f"An index needs vectors of at least one dimension, got {dim}.")
         self.dim = dim

@@ -94,11 +94,11 @@ class TextEncoder(nn.Module):
         """Tokenise and lay out; safe to call outside the training thread."""
         prompts = [self._prompt(role) for role, _ in items]
         if self._prompts_are_pooled or len(set(prompts)) <= 1:
-            groups = {None: list(range(len(items)))}
+            groups = {"": list(range(len(items)))}
         else:  # the pooling must leave each prompt out: one forward knows one prompt
             groups = {}
             for position, prompt in enumerate(prompts):
-                groups.setdefault(prompt, []).append(position)  # type: ignore[call-overload]
+                groups.setdefault(prompt, []).append(position)
         forwards: list[dict[str, Any]] = []
         order: list[int] = []
         tokens = processed = 0

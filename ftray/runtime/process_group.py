@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -10,9 +12,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["ProcessGroupCollectives"]
+__all__ = ["LostWorkersError", "ProcessGroupCollectives", "SingleProcess"]
 
 T = TypeVar("T")
+
+
+class LostWorkersError(RuntimeError):
+    """A collective failed: another worker is gone. The group can be started anew."""
+
+
+@contextmanager
+def _joined() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, dist.DistError) as error:
+        raise LostWorkersError(f"A worker was lost: {error}") from error
 
 
 class ProcessGroupCollectives:
@@ -25,19 +39,21 @@ class ProcessGroupCollectives:
 
     def all_reduce_sum(self, tensor: Tensor) -> None:
         """Sum over ranks in place."""
-        dist.all_reduce(tensor)
+        with _joined():
+            dist.all_reduce(tensor)
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """Stack of every rank's tensor, `(W, *shape)`."""
         parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
-        dist.all_gather(parts, tensor.contiguous())
+        with _joined():
+            dist.all_gather(parts, tensor.contiguous())
         return torch.stack(parts)
 
     def broadcast(self, value: T) -> T:
         """Rank 0's value; nothing but a length travels when it is None."""
         raw = b"" if self.rank or value is None else pickle.dumps(value)
         size = torch.tensor([len(raw)], dtype=torch.long, device=self.device)
-        dist.broadcast(size, src=0)
+        self._broadcast(size)
         n = int(size)
         if n == 0:
             return None  # type: ignore[return-value]
@@ -45,7 +61,7 @@ class ProcessGroupCollectives:
         if self.rank == 0:
             buffer = torch.from_numpy(np.frombuffer(raw, dtype=np.uint8).copy())
         buffer = buffer.to(self.device)
-        dist.broadcast(buffer, src=0)
+        self._broadcast(buffer)
         if self.rank == 0:
             return value
         result: T = pickle.loads(buffer.cpu().numpy().tobytes())
@@ -53,7 +69,12 @@ class ProcessGroupCollectives:
 
     def barrier(self) -> None:
         """Wait for all ranks."""
-        dist.barrier()
+        with _joined():
+            dist.barrier()
+
+    def _broadcast(self, tensor: Tensor) -> None:
+        with _joined():
+            dist.broadcast(tensor, src=0)
 
 
 class SingleProcess:

@@ -7,7 +7,7 @@ encoder. So the collectives need no autograd, and ranks may hold any number of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -32,11 +32,17 @@ LOSS_STREAM = -1
 class Encoder(Protocol):
     """What the step needs of an encoder."""
 
-    def collate(self, items: list[tuple[str, str]], layout: Layout) -> Features: ...
-    def __call__(self, features: Features) -> Tensor: ...
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-    @property
-    def embedding_dim(self) -> int: ...
+    def collate(self, items: Sequence[tuple[str, str]], layout: Layout) -> Features:
+        """Tokenise (role, text) items and lay them out."""
+        ...
+
+    def __call__(self, features: Features) -> Tensor:
+        """Embeddings, `(n, D)`."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The weights, in an order that is the same on every rank."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +79,7 @@ def seeded(seed: int, epoch: int, step: int, stream: int) -> Iterator[None]:
     equal on all ranks.
     """
     entropy = np.random.SeedSequence((seed, epoch, step, stream + 1)).generate_state(1, np.uint64)
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(int(entropy[0]) % 2**63)
         yield
@@ -112,7 +118,7 @@ def forward_backward(
     )
     if len(embeddings) and embeddings.requires_grad:
         mine = torch.from_numpy(own.shares[collectives.rank]).to(gradient.device)
-        embeddings.backward(gradient[mine].to(embeddings.dtype))
+        torch.autograd.backward(embeddings, gradient[mine].to(embeddings.dtype))
     reduce_gradients(
         parameters,
         loss.parameters(),

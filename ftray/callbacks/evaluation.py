@@ -1,0 +1,116 @@
+"""EvaluationCallback: retrieval quality before training and at the end of each epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ftray.callbacks.base import Callback, Evaluate, State
+from ftray.config import CsvOptions
+from ftray.data.retrieval import retrieval_set
+from ftray.errors import ConfigError
+from ftray.evaluation.metrics import METRICS
+from ftray.evaluation.spec import EvaluationSpec, check_distance
+
+__all__ = ["EvaluationCallback"]
+
+
+class EvaluationCallback(Callback):
+    """Search `index_data` for each query and measure how well relevant documents rank.
+
+    Evaluates before training and at the end of each epoch. The metrics (see docs/metrics.md) are
+    means over all queries at `limit`; relevance is exactly what the data says: equal labels, the
+    given pairs, or qrels. Callbacks that monitor a metric may stand before or after this one.
+
+    Args:
+        query_data: labelled texts, (query, document) pairs, or a BEIR folder.
+        index_data: the documents to search; None takes `query_data` again (for pairs: their
+            documents).
+        batch_size: texts encoded at a time.
+        exclude_self: do not count a query's own document as found; applies where query and index
+            are the same data set or carry ids of their own.
+        limit: k, how many documents are retrieved.
+        distance: "cosine", "euclidean", "sqeuclidean" or "dot".
+        gather_examples: keep the rankings of some queries before and after training.
+        num_example_queries: of how many queries.
+        caption: prefix of this evaluation's metric keys; needed where there are several.
+        columns: our column names to those of the data.
+        csv_options: as in `fit`.
+
+    Raises:
+        ConfigError: for values that cannot work.
+    """
+
+    def __init__(
+        self,
+        query_data: Any,
+        index_data: Any = None,
+        *,
+        batch_size: int = 32,
+        exclude_self: bool = True,
+        limit: int = 20,
+        distance: str = "cosine",
+        gather_examples: bool = False,
+        num_example_queries: int = 5,
+        caption: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        csv_options: Mapping[str, Any] | CsvOptions | None = None,
+    ) -> None:
+        check_distance(distance)
+        for name, value in (("limit", limit), ("batch_size", batch_size)):
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"EvaluationCallback: {name} = {value!r}: a positive number")
+        if gather_examples and num_example_queries < 1:
+            raise ConfigError("EvaluationCallback: num_example_queries: at least 1")
+        self.query_data = query_data
+        self.index_data = index_data
+        self.batch_size = batch_size
+        self.exclude_self = exclude_self
+        self.limit = limit
+        self.distance = distance
+        self.gather_examples = gather_examples
+        self.num_example_queries = num_example_queries
+        self.caption = caption
+        self.columns = columns
+        self.csv_options = csv_options
+        self.number = -1
+
+    def prepare(self, number: int) -> EvaluationSpec:
+        """Read the data on the driver, before anything starts; keep only the number.
+
+        Raises:
+            DataError: for data that cannot be read or does not fit together.
+        """
+        spec = EvaluationSpec(
+            name=self.caption or "evaluation",
+            caption=self.caption,
+            data=retrieval_set(
+                self.query_data,
+                self.index_data,
+                columns=self.columns,
+                csv_options=self.csv_options,
+            ),
+            batch_size=self.batch_size,
+            limit=self.limit,
+            distance=self.distance,
+            exclude_self=self.exclude_self,
+            examples=self.num_example_queries if self.gather_examples else 0,
+        )
+        self.number = number
+        return spec
+
+    def metric_keys(self) -> list[str]:
+        """The keys that this evaluation adds to the run's metrics."""
+        return [f"{self.caption}_{name}" if self.caption else name for name in METRICS]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Workers get the prepared data another way: raw data does not travel."""
+        return {**self.__dict__, "query_data": None, "index_data": None}
+
+    def on_fit_begin(self, state: State) -> Evaluate | None:
+        """Evaluate the given weights, unless a restarted run has done so."""
+        return Evaluate(self.number) if state.global_step == 0 else None
+
+    def on_train_epoch_end(self, state: State) -> Evaluate:
+        """Evaluate the epoch's weights."""
+        return Evaluate(self.number)

@@ -1,0 +1,68 @@
+"""Callbacks by name, as a YAML file gives them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from ftray.callbacks.base import Callback
+from ftray.callbacks.best_model import BestModelCheckpoint
+from ftray.callbacks.early_stopping import EarlyStopping
+from ftray.callbacks.evaluation import EvaluationCallback
+from ftray.errors import ConfigError, nearest
+
+__all__ = ["CALLBACKS", "resolve_callbacks"]
+
+CALLBACKS: dict[str, type[Callback]] = {
+    "BestModelCheckpoint": BestModelCheckpoint,
+    "EarlyStopping": EarlyStopping,
+    "EvaluationCallback": EvaluationCallback,
+}
+
+
+def resolve_callbacks(given: list[Any]) -> list[Callback]:
+    """Callback objects from objects, names, or one-key mappings `{name: {option: value}}`.
+
+    Raises:
+        ConfigError: for an unknown name or option, with the nearest one.
+    """
+    return [_resolve(entry, i) for i, entry in enumerate(given)]
+
+
+def _resolve(entry: Any, place: int) -> Callback:
+    if isinstance(entry, Callback):
+        return entry
+    if isinstance(entry, str):
+        return _build(entry, {}, place)
+    if isinstance(entry, Mapping) and len(entry) == 1:
+        ((name, options),) = entry.items()
+        return _build(str(name), dict(options or {}), place)
+    if inspect.isclass(entry) and issubclass(entry, Callback):
+        raise ConfigError(
+            f"callbacks[{place}] is the class {entry.__name__}: an object is expected, as in "
+            f"{entry.__name__}()"
+        )
+    raise ConfigError(
+        f"callbacks[{place}] = {entry!r}: a callback object, a name, or a mapping "
+        "such as {EarlyStopping: {patience: 2}} is expected"
+    )
+
+
+def _build(name: str, options: dict[str, Any], place: int) -> Callback:
+    if name not in CALLBACKS:
+        raise ConfigError(
+            f"callbacks[{place}]: there is no callback '{name}'.{nearest(name, CALLBACKS)}"
+        )
+    cls = CALLBACKS[name]
+    known = [p for p in inspect.signature(cls.__init__).parameters if p != "self"]
+    for option in options:
+        if option not in known:
+            raise ConfigError(
+                f"callbacks[{place}]: {name} has no option '{option}'.{nearest(option, known)}"
+            )
+    try:
+        return cls(**options)
+    except TypeError as error:
+        text = str(error).replace(f"{name}.__init__() ", "")
+        raise ConfigError(f"callbacks[{place}]: {name}: {text}") from None

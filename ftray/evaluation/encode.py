@@ -1,0 +1,104 @@
+"""Encoding texts without gradients, in batches that depend on the texts alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ftray.models.layout import Layout
+from ftray.models.text import Features
+
+__all__ = ["TextModel", "batches_of", "encode_batch", "encode_texts", "evaluating"]
+
+Floats = npt.NDArray[np.float32]
+Numbers = npt.NDArray[np.int64]
+
+
+class TextModel(Protocol):
+    """What encoding needs of an encoder."""
+
+    training: bool
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width D of an embedding."""
+        ...
+
+    def collate(self, items: Sequence[tuple[str, str]], layout: Layout) -> Features:
+        """Tokenise and lay out."""
+        ...
+
+    def __call__(self, features: Features) -> Tensor:
+        """Embeddings, `(n, D)`."""
+        ...
+
+    def train(self, mode: bool = True) -> object:
+        """Switch dropout on or off."""
+        ...
+
+
+def batches_of(texts: Sequence[str], batch_size: int) -> list[Numbers]:
+    """Positions of texts of similar length, longest first, `batch_size` at a time.
+
+    The cut depends on the texts and the batch size alone: whoever encodes a batch, and however
+    many share the work, the numbers that come out are the same.
+    """
+    order = np.argsort([-len(text) for text in texts], kind="stable")
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+@contextmanager
+def evaluating(encoder: TextModel) -> Iterator[None]:
+    """Evaluation mode without gradients; the mode is put back afterwards."""
+    was_training = encoder.training
+    encoder.train(False)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        encoder.train(was_training)
+
+
+def encode_batch(
+    encoder: TextModel, texts: Sequence[str], role: str, layout: Layout = "bucketed"
+) -> Floats:
+    """Embeddings `(n, D)` float32 of one batch; call inside `evaluating`."""
+    embeddings = encoder(encoder.collate([(role, text) for text in texts], layout))
+    result: Floats = embeddings.float().cpu().numpy()
+    return result
+
+
+def encode_texts(
+    encoder: TextModel,
+    texts: Sequence[str],
+    *,
+    role: str = "",
+    batch_size: int = 32,
+    layout: Layout = "bucketed",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Floats:
+    """Embeddings of all texts, `(N, D)` float32, in the order given.
+
+    Args:
+        encoder: the model.
+        texts: what to encode.
+        role: "query", "document" or "": selects the prompt.
+        batch_size: texts at a time.
+        layout: see `ftray.models.layout`.
+        on_progress: called with (texts done, texts in all) after each batch.
+    """
+    result = np.zeros((len(texts), encoder.embedding_dim), np.float32)
+    done = 0
+    with evaluating(encoder):
+        for batch in batches_of(texts, batch_size):
+            result[batch] = encode_batch(encoder, [texts[i] for i in batch], role, layout)
+            done += len(batch)
+            if on_progress is not None:
+                on_progress(done, len(texts))
+    return result

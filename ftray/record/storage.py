@@ -1,0 +1,183 @@
+"""A folder on a local disk, a shared file system, or an object store (any pyarrow filesystem)."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyarrow import fs
+
+from ftray.errors import StorageError
+
+__all__ = ["Storage"]
+
+COPY_CHUNK_BYTES = 4 * 1024 * 1024
+
+
+class Storage:
+    """Whole files under one folder; a file is written whole or not at all.
+
+    Args:
+        uri: a local path (made absolute), or a URI such as `s3://bucket/folder`.
+
+    Raises:
+        StorageError: for a URI that pyarrow does not understand.
+    """
+
+    def __init__(self, uri: str) -> None:
+        try:
+            if re.match(r"^[a-z][a-z0-9+.\\-]+://", uri):
+                self.filesystem, self.root = fs.FileSystem.from_uri(uri)
+                self.uri = uri.rstrip("/")
+            else:
+                self.root = os.path.abspath(os.path.expanduser(uri))
+                self.filesystem, self.uri = fs.LocalFileSystem(), self.root
+        except (OSError, ValueError) as error:
+            raise StorageError(f"storage_path '{uri}' cannot be used: {error}") from None
+
+    def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
+        return Storage, (self.uri,)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the folder is a path of this machine (or mounted on it)."""
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def under(self, *parts: str) -> Storage:
+        """A folder below this one."""
+        return Storage("/".join([self.uri, *parts]))
+
+    def path(self, name: str = "") -> str:
+        """The file system's own path of a file here."""
+        return f"{self.root}/{name}" if name else self.root
+
+    def create(self, *, exclusive: bool = False) -> bool:
+        """Make the folder; with `exclusive`, False if it was there already.
+
+        Raises:
+            StorageError: if it cannot be made.
+        """
+        try:
+            if self.is_local:
+                os.makedirs(os.path.dirname(self.root), exist_ok=True)
+                try:
+                    os.mkdir(self.root)
+                except FileExistsError:
+                    return not exclusive
+                return True
+            if exclusive and self.names():
+                return False
+            self.filesystem.create_dir(self.root, recursive=True)
+            return True
+        except OSError as error:
+            raise StorageError(f"The folder {self.uri} cannot be made: {error}") from None
+
+    def exists(self, name: str = "") -> bool:
+        """Whether a file or folder is there."""
+        info = self.filesystem.get_file_info(self.path(name))
+        return bool(info.type != fs.FileType.NotFound)
+
+    def names(self, folder: str = "") -> list[str]:
+        """Names of the files and folders directly below, in order; none if there is no folder."""
+        selector = fs.FileSelector(self.path(folder), allow_not_found=True)
+        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+
+    def read_bytes(self, name: str) -> bytes:
+        """A whole file.
+
+        Raises:
+            FileNotFoundError: if it is not there.
+        """
+        with self.filesystem.open_input_stream(self.path(name)) as stream:
+            return bytes(stream.read())
+
+    def read_text(self, name: str) -> str:
+        """A whole UTF-8 file."""
+        return self.read_bytes(name).decode("utf-8")
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a whole file; readers see the old one or the new one.
+
+        Raises:
+            StorageError: if it cannot be written.
+        """
+        path = self.path(name)
+        try:
+            if not self.is_local:
+                with self.filesystem.open_output_stream(path) as stream:
+                    stream.write(data)
+                return
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            partial = f"{path}.{os.getpid()}.tmp"
+            with open(partial, "wb") as file:
+                file.write(data)
+            os.replace(partial, path)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be written: {error}") from None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a whole UTF-8 file."""
+        self.write_bytes(name, text.encode("utf-8"))
+
+    def delete(self, name: str) -> None:
+        """Delete a file or a folder with all it holds; nothing happens if it is not there."""
+        info = self.filesystem.get_file_info(self.path(name))
+        if info.type == fs.FileType.Directory:
+            self.filesystem.delete_dir(self.path(name))
+        elif info.type != fs.FileType.NotFound:
+            self.filesystem.delete_file(self.path(name))
+
+    def upload(self, local: Path, name: str) -> None:
+        """Copy a local folder here as `name`.
+
+        Raises:
+            StorageError: if it cannot be written.
+        """
+        try:
+            fs.copy_files(
+                str(local),
+                self.path(name),
+                source_filesystem=fs.LocalFileSystem(),
+                destination_filesystem=self.filesystem,
+                chunk_size=COPY_CHUNK_BYTES,
+            )
+        except OSError as error:
+            raise StorageError(f"{self.path(name)} cannot be written: {error}") from None
+
+    def download(self, name: str, local: Path) -> None:
+        """Copy a folder from here to a local one."""
+        fs.copy_files(
+            self.path(name),
+            str(local),
+            source_filesystem=self.filesystem,
+            destination_filesystem=fs.LocalFileSystem(),
+            chunk_size=COPY_CHUNK_BYTES,
+        )
+
+    @contextmanager
+    def local_copy(self, name: str) -> Iterator[Path]:
+        """A folder as a local path: itself where local, else a temporary copy."""
+        if self.is_local:
+            yield Path(self.path(name))
+            return
+        folder = Path(tempfile.mkdtemp(prefix="ftray-"))
+        try:
+            self.download(name, folder)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def check_writable(self) -> None:
+        """Write and delete a small file.
+
+        Raises:
+            StorageError: if that fails, with the reason.
+        """
+        probe = f".ftray-{os.getpid()}"
+        self.write_bytes(probe, b"")
+        self.delete(probe)

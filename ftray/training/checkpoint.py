@@ -1,0 +1,175 @@
+"""Checkpoints to continue from: JSON and safetensors, complete or invisible.
+
+A checkpoint is a folder `checkpoints/<name>/` of the run directory:
+
+    model.safetensors       weights of the encoder
+    loss.safetensors        the loss's own parameters, if it has any
+    optimizer.safetensors   the optimizer's tensors, named by parameter
+    state.json              position, scheduler, callbacks, metrics; written last
+
+The state to continue is small because random states and the plan are functions of (seed, epoch,
+step): see contract 3 in docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from ftray.errors import StorageError
+from ftray.record.storage import Storage
+
+__all__ = ["Position", "checkpoint_name", "latest_checkpoint", "load_weights", "read_checkpoint"]
+__all__ += ["remove_checkpoints", "write_checkpoint"]
+
+FOLDER = "checkpoints"
+FORMAT = 1
+
+
+@dataclass(kw_only=True)
+class Position:
+    """Where a run stands: what `state.json` holds.
+
+    `epoch` and `step` are the next ones to train; `metrics` the newest values; `best` the best
+    checkpoint so far as {name, monitor, value, global_step}, or None; `callbacks` each callback's
+    `state_dict`, in order.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    global_step: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    best: dict[str, Any] | None = None
+    callbacks: list[dict[str, Any]] = field(default_factory=list)
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
+    epoch_losses: list[float] = field(default_factory=list)
+
+
+def checkpoint_name(position: Position) -> str:
+    """`epoch-0003` after a whole epoch, `epoch-0003-step-000017` within one."""
+    if position.step == 0:
+        return f"epoch-{position.epoch:04d}"
+    return f"epoch-{position.epoch:04d}-step-{position.step:06d}"
+
+
+def write_checkpoint(
+    storage: Storage,
+    position: Position,
+    encoder: nn.Module,
+    loss: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> str:
+    """Write a checkpoint and return its name; `state.json` comes last and makes it valid."""
+    name = checkpoint_name(position)
+    folder = f"{FOLDER}/{name}"
+    storage.delete(folder)
+    storage.write_bytes(f"{folder}/model.safetensors", save_tensors(_flat(encoder.state_dict())))
+    if any(True for _ in loss.parameters()):
+        storage.write_bytes(f"{folder}/loss.safetensors", save_tensors(_flat(loss.state_dict())))
+    tensors, numbers = _split_optimizer(optimizer)
+    storage.write_bytes(f"{folder}/optimizer.safetensors", save_tensors(tensors))
+    state = {"format": FORMAT, "optimizer": numbers, **asdict(position)}
+    storage.write_text(f"{folder}/state.json", json.dumps(state))
+    return name
+
+
+def latest_checkpoint(storage: Storage) -> str | None:
+    """The complete checkpoint with the most steps, or None."""
+    found: list[tuple[int, str]] = []
+    for name in storage.names(FOLDER):
+        if storage.exists(f"{FOLDER}/{name}/state.json"):
+            state = json.loads(storage.read_text(f"{FOLDER}/{name}/state.json"))
+            found.append((int(state["global_step"]), name))
+    return max(found)[1] if found else None
+
+
+def read_checkpoint(
+    storage: Storage,
+    name: str,
+    encoder: nn.Module,
+    loss: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> Position:
+    """Load weights and optimizer in place; returns the position to go on from.
+
+    Raises:
+        StorageError: if the checkpoint does not fit the model, naming what is missing.
+    """
+    state = json.loads(storage.read_text(f"{FOLDER}/{name}/state.json"))
+    if state.pop("format", None) != FORMAT:
+        raise StorageError(f"The checkpoint {name} was written by another version of ftray")
+    load_weights(storage, name, encoder)
+    if storage.exists(f"{FOLDER}/{name}/loss.safetensors"):
+        _load(loss, storage.read_bytes(f"{FOLDER}/{name}/loss.safetensors"), name)
+    tensors = load_tensors(storage.read_bytes(f"{FOLDER}/{name}/optimizer.safetensors"))
+    _join_optimizer(optimizer, tensors, state.pop("optimizer"))
+    return Position(**state)
+
+
+def load_weights(storage: Storage, name: str, encoder: nn.Module) -> None:
+    """Load a checkpoint's encoder weights in place."""
+    _load(encoder, storage.read_bytes(f"{FOLDER}/{name}/model.safetensors"), name)
+
+
+def remove_checkpoints(storage: Storage, keep: set[str]) -> list[str]:
+    """Delete all checkpoints but those in `keep`; returns the names of the deleted."""
+    gone = []
+    for name in storage.names(FOLDER):
+        if name.startswith("epoch-") and name not in keep:
+            storage.delete(f"{FOLDER}/{name}")
+            gone.append(name)
+    return gone
+
+
+def _flat(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors, none shared by two names (safetensors refuses shared memory)."""
+    seen: dict[int, str] = {}
+    result: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        copy = tensor.detach().cpu().contiguous()
+        if tensor.numel() and tensor.data_ptr() in seen:
+            copy = copy.clone()
+        seen[tensor.data_ptr()] = name
+        result[name] = copy
+    return result
+
+
+def _load(module: nn.Module, data: bytes, name: str) -> None:
+    try:
+        module.load_state_dict(load_tensors(data))
+    except RuntimeError as error:
+        raise StorageError(f"The checkpoint {name} does not fit the model: {error}") from None
+
+
+def _split_optimizer(
+    optimizer: torch.optim.Optimizer,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {"param_groups": state["param_groups"], "state": {}}
+    for index, values in state["state"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{key}"] = value.detach().cpu().contiguous()
+            else:
+                numbers["state"].setdefault(str(index), {})[key] = value
+    return tensors, numbers
+
+
+def _join_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, Any]
+) -> None:
+    state: dict[int, dict[str, Any]] = {
+        int(index): dict(values) for index, values in numbers["state"].items()
+    }
+    for name, tensor in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": numbers["param_groups"]})

@@ -1,0 +1,233 @@
+"""A fit, made ready on the driver: data read, names resolved, mistakes found.
+
+Everything a user can get wrong and that can be known without training is raised here, before Ray
+starts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ftray.callbacks.base import Callback
+from ftray.callbacks.evaluation import EvaluationCallback
+from ftray.callbacks.monitor import check_monitor
+from ftray.callbacks.registry import resolve_callbacks
+from ftray.config import FitConfig
+from ftray.data.dataset import TrainSet, train_set
+from ftray.data.plan import Plan, make_plan
+from ftray.data.readers import read_records
+from ftray.errors import ConfigError
+from ftray.evaluation.spec import EvaluationSpec
+from ftray.losses.metric import CLASSIFICATION_LOSSES
+from ftray.losses.registry import check_loss, loss_needs
+from ftray.models.registry import locate_model
+from ftray.training.optim import check_optimizer, check_scheduler
+
+__all__ = ["Job", "prepare"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every worker needs. Data travels once, through Ray's object store.
+
+    Attributes:
+        config: the fit's options, without data and callbacks.
+        model: where the weights are: a folder, or a hub id.
+        train: training rows. val: rows of the validation loss, or None.
+        sampler, batch_size: as resolved from the data.
+        evaluations: what the EvaluationCallbacks evaluate, by number.
+        callbacks: for rank 0.
+        run_uri: the run directory.
+        notes: what was read and decided, for the log.
+        provenance: name, fingerprint and rows of each data source.
+    """
+
+    config: FitConfig
+    model: str
+    train: TrainSet
+    val: TrainSet | None
+    sampler: Literal["class", "random", "pairs"]
+    batch_size: int
+    evaluations: tuple[EvaluationSpec, ...]
+    callbacks: tuple[Callback, ...]
+    run_uri: str
+    notes: tuple[str, ...]
+    provenance: dict[str, Any]
+
+    def plan(self) -> Plan:
+        """The steps of every epoch."""
+        return self._plan(self.train, self.batch_size)
+
+    def val_plan(self) -> Plan | None:
+        """The steps of the validation loss; the same in every epoch."""
+        if self.val is None:
+            return None
+        return self._plan(self.val, min(self.batch_size, len(self.val)))
+
+    def _plan(self, data: TrainSet, batch_size: int) -> Plan:
+        return make_plan(
+            self.sampler,
+            rows=data.rows,
+            groups=data.groups,
+            batch_size=batch_size,
+            items_per_class=self.config.num_items_per_class,
+            seed=self.config.seed,
+        )
+
+
+def prepare(config: FitConfig, run_uri: str) -> Job:
+    """Read the data and check everything that can be checked.
+
+    Raises:
+        FtrayError: for whatever the user got wrong.
+    """
+    check_loss(config.loss)
+    check_optimizer(config.optimizer, config.optimizer_options)
+    check_scheduler(config.scheduler, config.scheduler_options)
+    model = locate_model(config.model)
+    callbacks = resolve_callbacks(config.callbacks)
+    train, val = _read(config)
+    _check_fit(config, train)
+    batch_size, notes = _batch_size(config, train)
+    evaluations = _evaluations(callbacks)
+    _check_monitors(callbacks, has_val=val is not None)
+    bare = config.model_copy(
+        update={"train_data": train.source, "eval_data": None, "callbacks": []}
+    )
+    job = Job(
+        config=bare,
+        model=model,
+        train=train,
+        val=val,
+        sampler=_sampler(config, train),
+        batch_size=batch_size,
+        evaluations=evaluations,
+        callbacks=tuple(callbacks),
+        run_uri=run_uri,
+        notes=(
+            *_data_notes("train_data", train),
+            *_val_notes(val),
+            *notes,
+            *_eval_notes(evaluations),
+        ),
+        provenance=_provenance(train, val, evaluations),
+    )
+    job.plan()
+    job.val_plan()
+    return job
+
+
+def _read(config: FitConfig) -> tuple[TrainSet, TrainSet | None]:
+    def read(source: Any, where: str) -> TrainSet:
+        records = read_records(
+            source, columns=config.columns, csv_options=config.csv_options, where=where
+        )
+        return train_set(records, where=where)
+
+    train = read(config.train_data, "train_data")
+    if config.eval_data is not None:
+        if config.val_split:
+            raise ConfigError("Give eval_data or val_split, not both")
+        val = read(config.eval_data, "eval_data")
+        if val.kind != train.kind:
+            raise ConfigError(f"train_data is {train.kind}, but eval_data is {val.kind}")
+        return train, val
+    if config.val_split:
+        return train.split(config.val_split, config.seed)
+    return train, None
+
+
+def _check_fit(config: FitConfig, train: TrainSet) -> None:
+    if loss_needs(config.loss) == "pairs" and train.kind == "labelled":
+        raise ConfigError(
+            f"{config.loss} learns from pairs (query,document), but train_data ({train.source}) "
+            "is labelled. Losses for labels are, among others, TripletMarginLoss, SupConLoss, "
+            "MultiSimilarityLoss and ArcFaceLoss."
+        )
+    if config.sampler == "pairs" and train.kind == "labelled":
+        raise ConfigError("sampler = 'pairs', but train_data is labelled: 'class' or 'random'")
+    if config.sampler == "class" and train.kind == "pairs":
+        raise ConfigError("sampler = 'class', but train_data holds pairs: 'pairs' or 'random'")
+    if config.eval_data is not None and config.loss in CLASSIFICATION_LOSSES:
+        raise ConfigError(
+            f"{config.loss} has a vector for each class of train_data; the classes of eval_data "
+            "may be others. Use val_split for a validation loss with this loss."
+        )
+
+
+def _sampler(config: FitConfig, train: TrainSet) -> Literal["class", "random", "pairs"]:
+    if config.sampler != "auto":
+        return config.sampler
+    if train.kind == "pairs":
+        return "pairs"
+    return "random" if config.loss in CLASSIFICATION_LOSSES else "class"
+
+
+def _batch_size(config: FitConfig, train: TrainSet) -> tuple[int, list[str]]:
+    if config.batch_size <= len(train) or config.batch_size_is_explicit:
+        return config.batch_size, []
+    return len(train), [f"batch_size is {len(train)}: all rows, fewer than the default of 64"]
+
+
+def _evaluations(callbacks: list[Callback]) -> tuple[EvaluationSpec, ...]:
+    found = [callback for callback in callbacks if isinstance(callback, EvaluationCallback)]
+    captions = [callback.caption for callback in found]
+    if len(set(captions)) < len(captions):
+        raise ConfigError(
+            f"{len(found)} EvaluationCallbacks have the captions {captions}: each needs a caption "
+            "of its own, so that their metrics can be told apart"
+        )
+    return tuple(callback.prepare(number) for number, callback in enumerate(found))
+
+
+def _check_monitors(callbacks: list[Callback], *, has_val: bool) -> None:
+    keys = {"train_loss"} | ({"val_loss"} if has_val else set())
+    for callback in callbacks:
+        keys.update(callback.metric_names)
+        if isinstance(callback, EvaluationCallback):
+            keys.update(callback.metric_keys())
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if isinstance(monitor, str):
+            check_monitor(type(callback).__name__, monitor, keys)
+
+
+def _data_notes(name: str, data: TrainSet) -> list[str]:
+    if data.kind == "labelled":
+        what = f"{len(data)} rows in {data.n_groups} classes"
+    else:
+        what = f"{len(data)} pairs"
+    return [f"{name}: {what} from {data.source}", *(f"{name}: {note}" for note in data.notes)]
+
+
+def _val_notes(val: TrainSet | None) -> list[str]:
+    return [] if val is None else _data_notes("validation", val)
+
+
+def _eval_notes(evaluations: tuple[EvaluationSpec, ...]) -> list[str]:
+    notes = []
+    for spec in evaluations:
+        notes.append(
+            f"{spec.name}: {len(spec.data.query_texts)} queries over "
+            f"{len(spec.data.document_texts)} documents"
+        )
+        notes.extend(f"{spec.name}: {note}" for note in spec.data.notes)
+    return notes
+
+
+def _provenance(
+    train: TrainSet, val: TrainSet | None, evaluations: tuple[EvaluationSpec, ...]
+) -> dict[str, Any]:
+    sources: dict[str, Any] = {
+        "train_data": {"source": train.source, "rows": len(train), "sha256": train.fingerprint}
+    }
+    if val is not None:
+        sources["validation"] = {"source": val.source, "rows": len(val), "sha256": val.fingerprint}
+    for spec in evaluations:
+        sources[spec.name] = {
+            "queries": len(spec.data.query_texts),
+            "documents": len(spec.data.document_texts),
+            "sha256": spec.data.fingerprint,
+        }
+    return sources

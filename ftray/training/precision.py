@@ -1,0 +1,65 @@
+"""Autocast and loss scaling: bf16 and fp16 where the device has them, fp32 otherwise."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+__all__ = ["Precision"]
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Precision:
+    """How the encoder's forward computes, and how the optimizer steps.
+
+    Args:
+        name: "auto", "fp32", "bf16" or "fp16". "auto" is bf16 on a GPU that has it, fp16 on other
+            GPUs, and fp32 on a CPU (autocast gains little there in training).
+        device: where training runs.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        if name == "auto":
+            name = "fp32"
+            if device.type == "cuda":
+                name = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        self.name = name
+        self._device = device
+        self._scaler = torch.amp.GradScaler(device.type) if name == "fp16" else None
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of a forward."""
+        if self.name == "fp32":
+            return nullcontext()
+        return torch.autocast(self._device.type, dtype=DTYPES[self.name])
+
+    def scale(self) -> float:
+        """What multiplies the gradients of this step."""
+        if self._scaler is None:
+            return 1.0
+        return float(self._scaler.scale(torch.ones((), device=self._device)))
+
+    def step(self, optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> float:
+        """Unscale, clip by the global norm, and step; returns the norm before clipping."""
+        if self._scaler is not None:
+            self._scaler.unscale_(optimizer)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf"))
+        if self._scaler is not None:
+            self._scaler.step(optimizer)
+            self._scaler.update()
+        else:
+            optimizer.step()
+        return float(norm)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loss scale, where there is one."""
+        return {} if self._scaler is None else dict(self._scaler.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        if self._scaler is not None and state:
+            self._scaler.load_state_dict(state)
