@@ -132,7 +132,8 @@ class FitConfig(BaseModel):
     @field_validator("num_workers", mode="before")
     @classmethod
     def _worker_count(cls, value: Any) -> Any:
-        if isinstance(value, bool) or (isinstance(value, int) and value < 0):
+        number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        if not number and value != "auto":
             raise ValueError("0 (this process), a positive number of workers, or 'auto'")
         return value
 
@@ -175,7 +176,7 @@ def validated(values: Mapping[str, Any], *, where: str = "") -> FitConfig:
         ConfigError: naming the key, what was given, what is allowed, and the nearest valid key.
     """
     try:
-        return FitConfig(**values)
+        return FitConfig.model_validate(dict(values))
     except ValidationError as error:
         prefix = f"{where}: " if where else ""
         raise ConfigError(prefix + "; ".join(_explain(e) for e in error.errors())) from None

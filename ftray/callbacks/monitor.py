@@ -19,7 +19,7 @@ Mode = Literal["auto", "min", "max"]
 
 
 def resolve_mode(monitor: str, mode: str) -> Literal["min", "max"]:
-    """ "auto" is "min" for losses (names that end in `loss`), else "max".
+    """Resolve "auto": "min" for losses (names that end in `loss`), else "max".
 
     Raises:
         ConfigError: for any other mode.

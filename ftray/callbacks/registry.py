@@ -37,6 +37,11 @@ def _resolve(entry: Any, place: int) -> Callback:
         return _build(entry, {}, place)
     if isinstance(entry, Mapping) and len(entry) == 1:
         ((name, options),) = entry.items()
+        if not isinstance(options, Mapping | None):
+            raise ConfigError(
+                f"callbacks[{place}]: {name}: options by name are expected, as in "
+                f"{{EarlyStopping: {{patience: 2}}}}, not {options!r}"
+            )
         return _build(str(name), dict(options or {}), place)
     if inspect.isclass(entry) and issubclass(entry, Callback):
         raise ConfigError(

@@ -52,12 +52,15 @@ class TrainSet:
     """Distinct texts `(T,)`, rows of text numbers `(N, C)`, and the group of each row `(N,)`.
 
     `C` is 1 for labelled data and 2 for pairs; `group_names` are the labels, None for pairs.
+    `n_groups` is the number of classes, or of connected groups of pairs, in the whole data: the
+    parts of a split number their groups alike, though they may not hold all of them.
     """
 
     kind: Literal["labelled", "pairs"]
     texts: pa.Array
     rows: Numbers
     groups: Numbers
+    n_groups: int
     group_names: tuple[str, ...] | None
     notes: tuple[str, ...]
     source: str
@@ -65,11 +68,6 @@ class TrainSet:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    @property
-    def n_groups(self) -> int:
-        """Number of classes, or of connected groups of pairs."""
-        return int(self.groups.max()) + 1 if len(self.groups) else 0
 
     def step_rows(self, rows: Numbers, *, roles_differ: bool) -> StepRows:
         """The items of one step.
@@ -116,6 +114,7 @@ class TrainSet:
             texts=self.texts,
             rows=self.rows[rows],
             groups=self.groups[rows],
+            n_groups=self.n_groups,
             group_names=self.group_names,
             notes=(),
             source=source,
@@ -139,6 +138,7 @@ class TrainSet:
         else:
             sizes = np.bincount(self.groups)
             order = rng.permutation(len(sizes))
+            order = order[sizes[order] <= share * len(self)]  # larger ones stay in training
             taken = np.cumsum(sizes[order]) <= share * len(self)
             held = np.isin(self.groups, order[taken])
         if not held.any() or held.all():
@@ -189,6 +189,7 @@ def _labelled(records: Records) -> TrainSet:
         texts=texts,
         rows=rows[:, :1],
         groups=rows[:, 1],
+        n_groups=len(names),
         group_names=tuple(names.to_pylist()),
         notes=tuple(notes),
         source=records.source,
@@ -216,6 +217,7 @@ def _pairs(records: Records) -> TrainSet:
         texts=texts,
         rows=rows,
         groups=groups.astype(np.int64),
+        n_groups=len(sizes),
         group_names=None,
         notes=tuple(notes),
         source=records.source,

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from docarray import BaseDoc, DocList, DocVec
 from docarray.typing import NdArray
@@ -28,6 +30,7 @@ __all__ = [
     "doclist_to_table",
     "load_documents",
     "records_to_doclist",
+    "with_embeddings",
 ]
 
 
@@ -111,3 +114,26 @@ def records_to_doclist(records: Records) -> Any:
     )
     docs = [cls(**row) for batch in rows.to_batches() for row in batch.to_pylist()]
     return DocList[cls](docs)
+
+
+def with_embeddings(docs: Any, texts: Sequence[str], vectors: npt.NDArray[np.float32]) -> Any:
+    """Copies of the documents with `.embedding` set, in the order given.
+
+    Documents whose schema has no `embedding` become `TextItem`s.
+
+    Args:
+        docs: a DocList of N documents.
+        texts: their texts, `(N,)`.
+        vectors: their embeddings, `(N, D)`.
+    """
+    schema = docs.doc_type
+    if "embedding" not in schema.model_fields:
+        items = [
+            TextItem(id=doc.id, text=text, embedding=vector)
+            for doc, text, vector in zip(docs, texts, vectors, strict=True)
+        ]
+        return DocList[TextItem](items)
+    copies = [doc.model_copy() for doc in docs]
+    for copy, vector in zip(copies, vectors, strict=True):
+        copy.embedding = vector
+    return type(docs)(copies)

@@ -9,6 +9,7 @@ Random numbers come from `numpy.random.default_rng((seed, epoch, ...))`.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Literal, Protocol
 
 import numpy as np
@@ -132,7 +133,8 @@ class ClassBalancedPlan(_EpochwisePlan):
         most = self.steps_per_epoch * k
         if len(members) > most:
             window = self._endless(c, epoch * most, most)
-            return [_distinct(window[i : i + k]) for i in range(0, most, k)], len(members) - most
+            hidden = len(members) - len(np.unique(window))
+            return [_distinct(window[i : i + k]) for i in range(0, most, k)], hidden
         order = members[np.random.default_rng((self.seed, epoch, c)).permutation(len(members))]
         chunks = [order[i : i + k] for i in range(0, len(order), k)]
         missing = k - len(chunks[-1])
@@ -162,9 +164,10 @@ class PairsPlan(_EpochwisePlan):
 
     A row conflicts with another when they have a text in common (as query or as document). Rows
     with conflicts are placed first, each in the next step with room that holds neither of its
-    texts; the others fill up. A text with more rows than there are steps cannot be placed whole:
-    its surplus is left out of this epoch and comes first in the next (`left_out` counts it). The
-    losses mask what shares a text all the same, so correctness never hangs on this.
+    texts; the others are spread evenly over the room that is left. A text with more rows than
+    there are steps cannot be placed whole: its surplus is left out of this epoch and comes first in
+    a later one (`left_out` counts it). The losses mask what shares a text all the same, so
+    correctness never hangs on this.
     """
 
     def __init__(self, pairs: npt.NDArray[np.int64], batch_size: int, seed: int) -> None:
@@ -179,33 +182,39 @@ class PairsPlan(_EpochwisePlan):
         n_steps, n = self.steps_per_epoch, len(self._pairs)
         order = np.random.default_rng((self.seed, epoch)).permutation(n)
         turn, size = self._turn
-        waits = (turn - epoch * n_steps) % np.maximum(size, 1)
+        # in how many epochs it is a row's turn; rows whose turn it is now come in random order,
+        # so that where two frequent texts meet no row loses to the same others in every epoch
+        waits = (turn - epoch * n_steps) % np.maximum(size, 1) // n_steps
         hard = order[self._conflicting[order]]
         hard = hard[np.argsort(np.where(size > n_steps, waits, 0)[hard], kind="stable")]
         room = np.full(n_steps, self.batch_size)
         room[-1] = n - self.batch_size * (n_steps - 1)
         steps: list[list[int]] = [[] for _ in range(n_steps)]
         texts: list[set[int]] = [set() for _ in range(n_steps)]
+        placed: Counter[int] = Counter()
         left_out, cursor = 0, 0
         for row in hard.tolist():
             query, document = self._pairs[row].tolist()
+            if n_steps in (placed[query], placed[document]):  # it is in all steps already
+                left_out += 1
+                continue
             for probe in range(n_steps):
                 at = (cursor + probe) % n_steps
                 if room[at] and query not in texts[at] and document not in texts[at]:
                     steps[at].append(row)
                     texts[at].update((query, document))
+                    placed.update({query, document})
                     room[at] -= 1
                     cursor = at + 1
                     break
             else:
                 left_out += 1
         free = order[~self._conflicting[order]]
-        fills = np.split(free, np.cumsum(room)[:-1]) if n_steps > 1 else [free]
-        planned = [
+        fills = _spread(free, room, np.array([len(step) for step in steps]))
+        return [
             np.concatenate([np.asarray(step, dtype=np.int64), fill])
             for step, fill in zip(steps, fills, strict=True)
-        ]
-        return _no_empty(planned), left_out
+        ], left_out
 
 
 def _turns(pairs: Rows, counts: Rows) -> tuple[Rows, Rows]:
@@ -223,13 +232,12 @@ def _turns(pairs: Rows, counts: Rows) -> tuple[Rows, Rows]:
     return place, size
 
 
-def _no_empty(steps: list[Rows]) -> list[Rows]:
-    """Give a step that stayed empty a row of the fullest one: no step is ever without rows."""
-    for i, step in enumerate(steps):
-        if not len(step):
-            fullest = max(range(len(steps)), key=lambda j: len(steps[j]))
-            steps[i], steps[fullest] = steps[fullest][-1:], steps[fullest][:-1]
-    return steps
+def _spread(free: Rows, room: Rows, held: Rows) -> list[Rows]:
+    """Deal `free` over the steps' `room`, to those that hold least first."""
+    step = np.repeat(np.arange(len(room)), room)
+    level = np.arange(len(step)) - np.repeat(np.cumsum(room) - room - held, room)
+    taken = np.sort(step[np.lexsort((step, level))[: len(free)]])
+    return np.split(free, np.searchsorted(taken, np.arange(1, len(room))))
 
 
 def _distinct(rows: Rows) -> Rows:

@@ -60,6 +60,10 @@ class Scorer:
         """Keep the vectors of one batch; a batch sent again replaces the former one."""
         self._parts[side][batch] = vectors
 
+    def flush(self) -> None:
+        """Nothing is on its way: what was added is here."""
+        return None
+
     def score(self) -> Scores:
         """Index, search and judge all batches; forgets the vectors.
 
@@ -161,6 +165,7 @@ def evaluate(
                 encoded += len(batch)
                 if runtime.rank == 0:
                     on_progress(task, min(i + runtime.world_size, len(batches)), len(batches))
+    retrieval.flush()
     counts = runtime.all_gather(_count(encoded, runtime)).reshape(-1).tolist()
     if runtime.rank == 0:
         on_progress("Matching", 0, 1)

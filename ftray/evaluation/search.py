@@ -46,7 +46,8 @@ class ExactIndex:
     Args:
         dim: embedding width `D`.
         distance: one of `ftray.evaluation.spec.DISTANCES`. Scores are higher-is-better: cosine
-            similarity, dot product, or minus the (squared) euclidean distance. A zero vector has cosine 0 with everything.
+            similarity, dot product, or minus the (squared) euclidean distance. A zero vector has
+            cosine 0 with everything.
 
     Raises:
         ConfigError: the distance is unknown or `dim` is less than 1.

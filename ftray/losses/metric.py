@@ -39,14 +39,11 @@ METRIC_LOSSES = CLASSIFICATION_LOSSES | {
     "AngularLoss",
     "CircleLoss",
     "ContrastiveLoss",
-    "DynamicSoftMarginLoss",
     "FastAPLoss",
     "GeneralizedLiftedStructureLoss",
     "HistogramLoss",
-    "InstanceLoss",
     "IntraPairVarianceLoss",
     "LiftedStructureLoss",
-    "ManifoldLoss",
     "MarginLoss",
     "MultiSimilarityLoss",
     "NCALoss",
@@ -55,7 +52,6 @@ METRIC_LOSSES = CLASSIFICATION_LOSSES | {
     "PNPLoss",
     "RankedListLoss",
     "SignalToNoiseRatioContrastiveLoss",
-    "SmoothAPLoss",
     "SupConLoss",
     "ThresholdConsistentMarginLoss",
     "TripletMarginLoss",
@@ -64,8 +60,22 @@ METRIC_LOSSES = CLASSIFICATION_LOSSES | {
 
 REFUSED_LOSSES = {
     "CrossBatchMemory": "it wraps another loss and keeps a memory that a checkpoint would lose",
+    "DynamicSoftMarginLoss": (
+        "it keeps a histogram over the steps that a checkpoint would lose, and as "
+        "pytorch-metric-learning computes it, it fails in the second step"
+    ),
     "GenericPairLoss": "it is a base class",
+    "InstanceLoss": (
+        "as pytorch-metric-learning computes it, it takes the number of a class for the place of "
+        "a row in the step"
+    ),
+    "ManifoldLoss": "it takes no labels, and draws classes at random",
     "MultipleLosses": "it takes other losses, not options",
+    "SmoothAPLoss": (
+        "it takes only steps with equally many rows of each class, and as pytorch-metric-learning "
+        "computes it, it is right only where that is also the number of classes; FastAPLoss and "
+        "PNPLoss are like it"
+    ),
     "SelfSupervisedLoss": "it needs two views of each row, not labels",
     "VICRegLoss": "it needs two views of each row, not labels",
 }
@@ -141,8 +151,6 @@ def _filled_in(
         values["descriptors_dim"] = embedding_dim
     if name in CLASSIFICATION_LOSSES or options.get("learn_beta"):
         values["num_classes"] = n_groups
-    if name == "ManifoldLoss":
-        values["l"] = embedding_dim
     return values
 
 

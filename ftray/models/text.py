@@ -93,7 +93,10 @@ class TextEncoder(nn.Module):
     def collate(self, items: Sequence[Item], layout: Layout = "bucketed") -> Features:
         """Tokenise and lay out; safe to call outside the training thread."""
         prompts = [self._prompt(role) for role, _ in items]
-        if self._prompts_are_pooled or len(set(prompts)) <= 1:
+        groups: dict[str, list[int]]
+        if not items:
+            groups = {}
+        elif self._prompts_are_pooled or len(set(prompts)) == 1:
             groups = {"": list(range(len(items)))}
         else:  # the pooling must leave each prompt out: one forward knows one prompt
             groups = {}
@@ -139,11 +142,15 @@ class TextEncoder(nn.Module):
         }
 
     def forward(self, features: Features) -> Tensor:
-        """Embeddings `(n, D)` in the order of the items given to `collate`."""
+        """Embeddings `(n, D)` in the order of the items given to `collate`; n may be 0.
+
+        They are never of half precision, whatever autocast gives: ranks with texts and ranks
+        without exchange equal types.
+        """
+        dtype = torch.promote_types(next(self.parameters()).dtype, torch.float32)
         if not features.forwards:
-            return torch.zeros(0, self.embedding_dim, device=self.device)
-        parts = [self._encode(forward) for forward in features.forwards]
-        joined = torch.cat(parts)
+            return torch.zeros(0, self.embedding_dim, dtype=dtype, device=self.device)
+        joined = torch.cat([self._encode(forward) for forward in features.forwards]).to(dtype)
         return joined[torch.argsort(features.order).to(joined.device)]
 
     def _encode(self, features: dict[str, Any]) -> Tensor:

@@ -53,6 +53,10 @@ class Retrieval(Protocol):
         """Hand over the vectors of one encoded batch; `side` is "query" or "index"."""
         ...
 
+    def flush(self) -> None:
+        """Return when all that this rank added has arrived."""
+        ...
+
     def score(self) -> Any:
         """Build the index, search it, and return the `Scores`; forgets the vectors."""
         ...

@@ -109,7 +109,10 @@ def read_checkpoint(
     if storage.exists(f"{FOLDER}/{name}/loss.safetensors"):
         _load(loss, storage.read_bytes(f"{FOLDER}/{name}/loss.safetensors"), name)
     tensors = load_tensors(storage.read_bytes(f"{FOLDER}/{name}/optimizer.safetensors"))
-    _join_optimizer(optimizer, tensors, state.pop("optimizer"))
+    try:
+        _join_optimizer(optimizer, tensors, state.pop("optimizer"))
+    except ValueError as error:
+        raise StorageError(f"The checkpoint {name} does not fit the optimizer: {error}") from None
     return Position(**state)
 
 

@@ -1,0 +1,349 @@
+"""What users call from Python."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from ftray.config import FitConfig, validated
+from ftray.errors import ConfigError, RunExistsError, RunNotFoundError
+from ftray.record.environment import environment
+from ftray.record.names import fresh_name
+from ftray.record.reader import RecordReader
+from ftray.record.session import RunSession
+from ftray.record.storage import Storage
+from ftray.run import Run, find_run, find_runs, remove_run
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from ftray.events import Event, FitEnded
+    from ftray.models.text import TextEncoder
+    from ftray.training.job import Job
+
+__all__ = [
+    "delete_run",
+    "encode",
+    "fit",
+    "get_model",
+    "get_run",
+    "list_callbacks",
+    "list_models",
+    "list_runs",
+]
+
+SAME_ON_RESUME = (
+    "model loss loss_options epochs batch_size sampler num_items_per_class max_length optimizer "
+    "optimizer_options learning_rate scheduler scheduler_options max_grad_norm precision seed"
+).split()
+
+
+def fit(
+    config: FitConfig | None = None,
+    /,
+    *,
+    listeners: Sequence[Callable[[Event], None]] | None = None,
+    **fields: Any,
+) -> Run:
+    """Fine-tune a model and return the finished run.
+
+    Args:
+        config: a `FitConfig`; or give its fields by name.
+        listeners: called with every event; None shows the run on the console.
+        **fields: the fields of `FitConfig`: model, train_data, loss, epochs, batch_size, callbacks,
+            num_workers, … (`help(ftray.FitConfig)` lists all).
+
+    Returns:
+        The run; its status is FINISHED, or STOPPED if it was asked to stop.
+
+    Raises:
+        FtrayError: for anything that cannot work, before training starts where it can be known.
+        RunFailedError: if the run failed.
+        KeyboardInterrupt: after Ctrl-C, once the run is closed as STOPPED.
+    """
+    if config is not None and fields:
+        raise ConfigError("Give a FitConfig or its fields, not both")
+    config = config or validated(fields)
+    if listeners is None:
+        from ftray.report.console import RunConsole
+
+        listeners = [RunConsole()]
+    storage, resumed = _place(config)
+    from ftray.training.job import prepare
+
+    job = prepare(config, storage.uri)
+    if resumed:
+        _check_same(job, storage)
+    elif not storage.create(exclusive=True):
+        raise _exists(storage)
+    storage.check_writable()
+    session = RunSession(storage, config.model, listeners)
+    return _run(job, session, _facts(config, job))
+
+
+def _run(job: Job, session: RunSession, facts: dict[str, Any]) -> Run:
+    session.open(facts)
+    try:
+        with session.stop.on_signals(session.say):
+            session.say(f"Run '{session.storage.uri.rsplit('/', 1)[-1]}' in {session.storage.uri}")
+            for note in job.notes:
+                session.say(note)
+            ended = _train(job, session)
+            session.finish(ended)
+    except KeyboardInterrupt:
+        session.interrupted()
+        raise
+    except BaseException as error:
+        session.fail(error)
+        raise
+    if ended.status == "STOPPED" and session.stop.signal is not None:
+        if session.stop.signal.name == "SIGTERM":
+            raise SystemExit(143)
+        raise KeyboardInterrupt
+    return Run(session.storage)
+
+
+def _train(job: Job, session: RunSession) -> FitEnded:
+    if job.config.num_workers == 0:
+        from ftray.runtime.local import LocalRuntime, local_device
+        from ftray.training.loop import Loop
+
+        device = local_device(job.config.device)
+        return Loop(job, LocalRuntime(device, job.evaluations, session.emit, session.stop)).run()
+    from ftray.cluster.trainer import fit_on_ray
+
+    return fit_on_ray(job, session)
+
+
+def _place(config: FitConfig) -> tuple[Storage, bool]:
+    """The run directory, and whether it holds a run to continue."""
+    root = Storage(config.storage_path)
+    experiment = root.under(config.experiment_name)
+    if config.run_name is None:
+        if config.resume == "must":
+            raise ConfigError("resume = 'must' needs the run_name of the run to continue")
+        return experiment.under(fresh_name(experiment.exists)), False
+    storage = experiment.under(config.run_name)
+    exists = storage.exists()
+    if exists and config.resume == "never":
+        raise _exists(storage)
+    if not exists and config.resume == "must":
+        raise RunNotFoundError(f"resume = 'must', but there is no run {storage.uri}")
+    if exists and RecordReader(storage).status()["status"] in ("FINISHED", "STARTED"):
+        status = RecordReader(storage).status()["status"]
+        raise RunExistsError(f"The run {storage.uri} is {status}: there is nothing to continue")
+    return storage, exists
+
+
+def _exists(storage: Storage) -> RunExistsError:
+    return RunExistsError(
+        f"The run {storage.uri} exists. Give another run_name, or none for a fresh one; "
+        "resume: auto continues a run that was stopped or cut off."
+    )
+
+
+def _facts(config: FitConfig, job: Job) -> dict[str, Any]:
+    """What `run.yaml` holds."""
+    values = config.model_dump(exclude={"train_data", "eval_data", "callbacks"})
+    reproducible = all(isinstance(v, str | None) for v in (config.train_data, config.eval_data))
+    values["train_data"] = _plain(config.train_data, job.train.source)
+    values["eval_data"] = _plain(config.eval_data, job.val.source if job.val else None)
+    values["callbacks"] = []
+    for given in config.callbacks:
+        if isinstance(given, str | dict):
+            values["callbacks"].append(given)
+        else:
+            values["callbacks"].append(f"{type(given).__module__}.{type(given).__qualname__}")
+            reproducible = False
+    values["batch_size"] = job.batch_size
+    values["sampler"] = job.sampler
+    return {
+        "run": job.run_uri,
+        "config": yaml.safe_load(yaml.safe_dump(values)),
+        "reproducible": reproducible,
+        "data": job.provenance,
+        "environment": environment(),
+    }
+
+
+def _plain(given: Any, source: str | None) -> Any:
+    return (
+        given
+        if isinstance(given, str | None)
+        else (str(given) if isinstance(given, Path) else source)
+    )
+
+
+def _check_same(job: Job, storage: Storage) -> None:
+    """Refuse to continue a run with other data or other mathematics."""
+    facts = RecordReader(storage).config()
+    before = facts.get("config", {})
+    now = {**job.config.model_dump(include=set(SAME_ON_RESUME)), "batch_size": job.batch_size}
+    now["sampler"] = job.sampler
+    now = yaml.safe_load(yaml.safe_dump(now))
+    for name in SAME_ON_RESUME:
+        if before.get(name) != now[name]:
+            raise ConfigError(
+                f"The run {storage.uri} was started with {name} = {before.get(name)!r}, not "
+                f"{now[name]!r}: a run continues with what it began with"
+            )
+    if facts.get("data", {}).get("train_data", {}).get("sha256") != job.train.fingerprint:
+        raise ConfigError(f"train_data is not what the run {storage.uri} was started with")
+
+
+def get_run(name: str, experiment_name: str | None = None, storage_path: str = "runs") -> Run:
+    """The run of a name, or of the path of its directory.
+
+    Raises:
+        RunNotFoundError: with the nearest name.
+    """
+    return find_run(name, experiment_name, storage_path)
+
+
+def list_runs(experiment_name: str | None = None, storage_path: str = "runs") -> list[Run]:
+    """All runs on record, oldest first."""
+    return find_runs(experiment_name, storage_path)
+
+
+def delete_run(
+    name: str,
+    experiment_name: str | None = None,
+    storage_path: str = "runs",
+    *,
+    confirm: bool | None = None,
+) -> bool:
+    """Delete a run with its checkpoints and artifact.
+
+    Args:
+        name: the run's name, or the path of its directory.
+        experiment_name: where to look; None looks in all experiments.
+        storage_path: under which folder or URI.
+        confirm: True deletes; None asks on the terminal.
+
+    Returns:
+        Whether it was deleted.
+
+    Raises:
+        RunNotFoundError: if there is no such run.
+        FtrayError: while the run goes on.
+    """
+    run = get_run(name, experiment_name, storage_path)
+    if confirm is None:
+        answer = input(f"Delete {run.path} with its artifact and checkpoints? [y/N] ")
+        confirm = answer.strip().lower() in ("y", "yes")
+    if confirm:
+        remove_run(run)
+    return confirm
+
+
+def get_model(
+    name: str | Path, *, device: str = "auto", max_length: int | None = None
+) -> TextEncoder:
+    """A model to encode with.
+
+    Args:
+        name: an artifact (`run.artifact_id`), a registry name, a folder, or a hub id.
+        device: "auto", "cpu" or "cuda".
+        max_length: longest text in tokens; None keeps the model's own limit.
+
+    Raises:
+        ModelError: if it cannot be found or loaded.
+    """
+    from ftray.models.registry import load_encoder
+    from ftray.runtime.local import local_device
+
+    text = str(name)
+    if "://" in text:
+        root, _, last = text.rstrip("/").rpartition("/")
+        with Storage(root).local_copy(last) as folder:
+            return load_encoder(str(folder), device=local_device(device), max_length=max_length)
+    return load_encoder(text, device=local_device(device), max_length=max_length)
+
+
+def encode(
+    model: TextEncoder | str | Path,
+    data: Any,
+    *,
+    role: str = "",
+    batch_size: int = 32,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> npt.NDArray[np.float32] | Any:
+    """Embeddings of texts.
+
+    Args:
+        model: what `get_model` gives or takes.
+        data: a list of texts, anything `train_data` may be (its first column), or a DocList.
+        role: "query" or "document", for models with prompts.
+        batch_size: texts at a time.
+        on_progress: called with (texts done, texts in all).
+
+    Returns:
+        `(N, D)` float32 in the order given; for a DocList a copy of it with `.embedding` set.
+
+    Raises:
+        FtrayError: for data or a model that cannot be used.
+    """
+    from ftray.evaluation.encode import encode_texts
+
+    encoder = get_model(model) if isinstance(model, str | Path) else model
+    texts = _texts(data)
+    vectors = encode_texts(
+        encoder, texts, role=role, batch_size=batch_size, on_progress=on_progress
+    )
+    if type(data).__module__.startswith("docarray"):
+        from ftray.data.documents import with_embeddings
+
+        return with_embeddings(data, texts, vectors)
+    return vectors
+
+
+def _texts(data: Any) -> list[str]:
+    if (
+        isinstance(data, Sequence)
+        and not isinstance(data, str)
+        and all(isinstance(text, str) for text in data)
+    ):
+        return list(data)
+    from ftray.data.readers import read_records
+
+    records = read_records(data, where="data")
+    texts: list[str] = records.table.column(0 if records.kind != "pairs" else "query").to_pylist()
+    return texts
+
+
+def list_models() -> list[str]:
+    """Names that `model=` knows; any Hugging Face id or folder works as well."""
+    from ftray.models.registry import MODELS
+
+    return sorted(MODELS)
+
+
+def list_callbacks() -> list[str]:
+    """Names of the callbacks, as YAML files give them."""
+    from ftray.callbacks.registry import CALLBACKS
+
+    return sorted(CALLBACKS)
+
+
+def _signature() -> inspect.Signature:
+    """`fit` with every field of `FitConfig`, for help() and for notebooks."""
+    parameters = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty
+            if field.is_required()
+            else field.get_default(call_default_factory=True),
+            annotation=field.annotation,
+        )
+        for name, field in FitConfig.model_fields.items()
+    ]
+    return inspect.Signature(parameters, return_annotation=Run)
+
+
+fit.__signature__ = _signature()  # type: ignore[attr-defined]

@@ -1,0 +1,77 @@
+"""The mailbox between the workers and the driver: events one way, a stop request the other."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ray
+
+from ftray.events import Event
+
+__all__ = ["Mailbox", "Sender", "open_mailbox"]
+
+SEND_EVERY_S = 0.2
+
+
+class Mailbox:
+    """An actor that holds events until the driver takes them."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._stop: str | None = None
+
+    def push(self, events: list[Event]) -> str | None:
+        """From a worker: events in order; answers with the reason to stop, or None."""
+        self._events.extend(events)
+        return self._stop
+
+    def drain(self, stop: str | None) -> list[Event]:
+        """From the driver: take all events, and leave a reason to stop."""
+        self._stop = stop or self._stop
+        events, self._events = self._events, []
+        return events
+
+
+def open_mailbox() -> Any:
+    """A mailbox actor on the driver's behalf; it costs no CPU to place."""
+    return ray.remote(Mailbox).options(num_cpus=0).remote()
+
+
+class Sender:
+    """One worker's end of the mailbox: sends without waiting, a few times a second.
+
+    Args:
+        mailbox: handle of the actor.
+    """
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+        self._waiting: list[Event] = []
+        self._sent = 0.0
+        self._answer: Any = None
+        self._stop: str | None = None
+
+    def send(self, event: Event) -> None:
+        """Queue an event; milestones go at once."""
+        self._waiting.append(event)
+        if event.milestone or time.monotonic() - self._sent > SEND_EVERY_S:
+            self._push()
+
+    def _push(self) -> None:
+        self.stop_requested()  # take the former answer, if it is there
+        self._answer = self._mailbox.push.remote(self._waiting)
+        self._waiting = []
+        self._sent = time.monotonic()
+
+    def stop_requested(self) -> str | None:
+        """The reason to stop, as far as answers have arrived; never waits."""
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            self._stop = ray.get(self._answer) or self._stop
+            self._answer = None
+        return self._stop
+
+    def close(self) -> None:
+        """Send what is left and wait until it has arrived."""
+        ray.get(self._mailbox.push.remote(self._waiting), timeout=60)
+        self._waiting = []

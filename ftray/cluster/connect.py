@@ -1,0 +1,139 @@
+"""Joining a Ray cluster, or starting one on this machine and stopping it again."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from ftray.config import FitConfig
+from ftray.errors import ClusterError
+
+__all__ = ["Connection", "Placement", "connected", "place"]
+
+DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # no network call that nobody asked for
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # each report waits for the controller's poll
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads slow each other down on shared cores
+    "TOKENIZERS_PARALLELISM": "false",
+}
+JOINED_DEFAULTS = ("OMP_WAIT_POLICY", "TOKENIZERS_PARALLELISM")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """The Ray session of a fit: `own` if ftray started it; the dashboard's URL if there is one."""
+
+    own: bool
+    dashboard: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """What the workers of a fit get."""
+
+    num_workers: int
+    use_gpu: bool
+    cpus_per_worker: int
+
+
+@contextmanager
+def connected() -> Iterator[Connection]:
+    """Be connected to Ray, and leave everything as it was found.
+
+    In this order: the session that this process has already; the cluster that `RAY_ADDRESS` names;
+    a cluster that runs on this machine; a new one on this machine, which is stopped at the end.
+
+    Raises:
+        ClusterError: if the named cluster cannot be reached.
+    """
+    before = {name: os.environ.get(name) for name in DEFAULTS}
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    try:
+        if ray.is_initialized():
+            yield Connection(own=False, dashboard=_dashboard())
+            return
+        own = _join_or_start()
+        try:
+            yield Connection(own=own, dashboard=_dashboard())
+        finally:
+            ray.shutdown()
+    finally:
+        for name, old in before.items():
+            if old is None:
+                os.environ.pop(name, None)
+
+
+def _join_or_start() -> bool:
+    """Whether a new cluster was started."""
+    environment = {"env_vars": {name: os.environ[name] for name in JOINED_DEFAULTS}}
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(
+            address=address or "auto",
+            runtime_env=environment,
+            logging_level=logging.WARNING,
+        )
+        return False
+    except ConnectionError as error:
+        if address:
+            raise ClusterError(
+                f"No Ray cluster answers at RAY_ADDRESS = '{address}': {error}. Start one there, "
+                "or unset RAY_ADDRESS: then ftray starts Ray on this machine."
+            ) from None
+    ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
+    return True
+
+
+def _dashboard() -> str | None:
+    url = ray.worker.global_worker.node.webui_url if ray.worker.global_worker.node else None
+    return f"http://{url}" if url else None
+
+
+def place(config: FitConfig) -> Placement:
+    """How many workers, and what each gets, on the connected cluster.
+
+    On CPUs every worker gets as many as can be given to all of them: Ray sets the number of
+    threads to the CPUs reserved.
+
+    Raises:
+        ClusterError: if the cluster has not what was asked for, saying what it has.
+    """
+    total = ray.cluster_resources()
+    gpus = int(total.get("GPU", 0))
+    if config.device == "cuda" and not gpus:
+        raise ClusterError("device = 'cuda', but the Ray cluster has no GPU. Try device: auto")
+    use_gpu = gpus > 0 and config.device != "cpu"
+    workers = config.num_workers
+    if workers == "auto":
+        workers = gpus if use_gpu else 1
+    if use_gpu and workers > gpus:
+        raise ClusterError(
+            f"num_workers = {workers}, one GPU each, but the Ray cluster has {gpus} GPUs. "
+            f"Give num_workers: {gpus}, or device: cpu"
+        )
+    cpus = _cpus_for_each(workers)
+    if cpus < 1:
+        have = int(total.get("CPU", 0))
+        raise ClusterError(
+            f"num_workers = {workers} needs a CPU for each worker, but the Ray cluster has "
+            f"{have}. Give num_workers: {max(have, 1)}, or 0 to train in this process"
+        )
+    return Placement(num_workers=workers, use_gpu=use_gpu, cpus_per_worker=cpus)
+
+
+def _cpus_for_each(workers: int) -> int:
+    """The most CPUs such that all workers find room, none of them split over nodes."""
+    nodes = [int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]]
+    for cpus in range(max(nodes, default=0), 0, -1):
+        if sum(n // cpus for n in nodes) >= workers:
+            return cpus
+    return 0

@@ -1,0 +1,175 @@
+"""A fit on Ray: a `TorchTrainer`, watched from the driver."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from ftray import errors
+from ftray.callbacks.best_model import BestModelCheckpoint
+from ftray.cluster.actors import start_scorers
+from ftray.cluster.bridge import open_mailbox
+from ftray.cluster.connect import Connection, Placement, connected, place
+from ftray.cluster.worker import FatalError, train_worker
+from ftray.errors import RunFailedError
+from ftray.events import FitEnded
+from ftray.record.session import RunSession
+from ftray.training.job import Job
+
+__all__ = ["fit_on_ray"]
+
+POLL_S = 0.1
+COLLECTIVE_TIMEOUT_S = 600
+CONTROLLER_FAILURES = 3
+SNAPSHOT = "checkpoints/checkpoint_manager_snapshot.json"
+
+
+class FailAtOnce(UserCallback):  # type: ignore[misc]
+    """Runs in Ray Train's controller: errors that would come again are not tried again."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """End the run for a `FatalError`; lost workers go on to Ray's failure policy."""
+        for error in worker_exceptions.values():
+            fatal = find_fatal(error)
+            if fatal is not None:
+                raise fatal
+
+
+class LocalTrainer(TorchTrainer):  # type: ignore[misc]
+    """A trainer for a Ray session of our own, which has no dashboard and ends with the fit.
+
+    Ray's placement-group cleaner asks the dashboard for its data and would warn once a second.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
+
+
+def fit_on_ray(job: Job, session: RunSession) -> FitEnded:
+    """Train on Ray and return how it ended.
+
+    Raises:
+        ClusterError: if the cluster cannot give what was asked for.
+        FtrayError: what a worker raised.
+        RunFailedError: if workers were lost more often than `max_failures`.
+    """
+    with connected() as connection:
+        placement = place(job.config)
+        if connection.dashboard:
+            session.say(f"Ray dashboard: {connection.dashboard}")
+        mailbox = open_mailbox()
+        scorers = start_scorers(job.evaluations)
+        try:
+            setup = {"job": ray.put(job), "mailbox": mailbox, "scorers": scorers}
+            session.storage.delete(SNAPSHOT)  # we continue from our own record
+            trainer = _trainer(job, setup, placement, connection)
+            return _watch(trainer, mailbox, session)
+        finally:
+            for actor in (mailbox, *scorers):
+                ray.kill(actor)
+
+
+def _trainer(
+    job: Job, setup: dict[str, Any], placement: Placement, connection: Connection
+) -> TorchTrainer:
+    best = [c for c in job.callbacks if isinstance(c, BestModelCheckpoint)]
+    scoring = (
+        {
+            "checkpoint_score_attribute": best[-1].monitor,
+            "checkpoint_score_order": best[-1].mode,
+        }
+        if best
+        else {}
+    )
+    cls = LocalTrainer if connection.own else TorchTrainer
+    return cls(
+        train_worker,
+        train_loop_config=setup,
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
+        scaling_config=ScalingConfig(
+            num_workers=placement.num_workers,
+            use_gpu=placement.use_gpu,
+            resources_per_worker={
+                "CPU": placement.cpus_per_worker,
+                **({"GPU": 1} if placement.use_gpu else {}),
+            },
+        ),
+        run_config=RunConfig(
+            name="checkpoints",
+            storage_path=job.run_uri,
+            checkpoint_config=CheckpointConfig(**scoring),
+            failure_config=FailureConfig(
+                max_failures=job.config.max_failures,
+                controller_failure_limit=CONTROLLER_FAILURES,
+            ),
+            callbacks=[FailAtOnce()],
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+
+
+def _watch(trainer: TorchTrainer, mailbox: Any, session: RunSession) -> FitEnded:
+    """Run the trainer in a thread; this thread hears signals and passes events on."""
+    outcome: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            outcome["result"] = trainer.fit()
+        except BaseException as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=work, name="ftray-trainer", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(POLL_S)
+        for event in ray.get(mailbox.drain.remote(session.stop())):
+            session.emit(event)
+    for event in ray.get(mailbox.drain.remote(None)):
+        session.emit(event)
+    if "error" in outcome:
+        raise _readable(outcome["error"])
+    ended: FitEnded = outcome["result"].return_value
+    return ended
+
+
+def find_fatal(error: BaseException | None) -> FatalError | None:
+    """The `FatalError` inside Ray's wrappings, if there is one."""
+    seen: set[int] = set()
+    waiting: list[Any] = [error]
+    while waiting:
+        current = waiting.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, FatalError):
+            return current
+        waiting += [
+            current.__cause__,
+            current.__context__,
+            getattr(current, "cause", None),
+            getattr(current, "_base_exc", None),
+            getattr(current, "controller_failure", None),
+            *(getattr(current, "worker_failures", None) or {}).values(),
+        ]
+    return None
+
+
+def _readable(error: BaseException) -> Exception:
+    fatal = find_fatal(error)
+    if fatal is not None:
+        cls = getattr(errors, fatal.kind, RunFailedError) if fatal.kind else RunFailedError
+        readable: Exception = cls(fatal.message)
+        return readable
+    if isinstance(error, Exception):
+        first = str(error).strip().splitlines()
+        return RunFailedError(
+            f"The workers were lost: {first[0] if first else type(error).__name__}. "
+            "The last checkpoint is kept; continue with resume: auto"
+        )
+    return RunFailedError(f"The run was cut off: {type(error).__name__}")

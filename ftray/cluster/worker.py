@@ -1,0 +1,107 @@
+"""What runs inside a Ray Train worker: the loop, with Ray as its runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from ftray.cluster.actors import ActorRetrieval
+from ftray.cluster.bridge import Sender
+from ftray.errors import FtrayError
+from ftray.events import Event
+from ftray.runtime.base import Collectives
+from ftray.runtime.process_group import (
+    LostWorkersError,
+    ProcessGroupCollectives,
+    SingleProcess,
+)
+from ftray.training.loop import Loop
+
+__all__ = ["FatalError", "RayRuntime", "train_worker"]
+
+
+class FatalError(Exception):
+    """An error that another attempt would meet again: the run fails at once.
+
+    Args:
+        kind: name of the `FtrayError` class, or "" for any other exception.
+        message: what happened.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(kind, message)
+        self.kind = kind
+        self.message = message
+
+
+class RayRuntime:
+    """The runtime of one Ray Train worker.
+
+    Args:
+        sender: the way to the driver.
+        scorers: handles of the evaluation actors.
+        run_uri: the run directory.
+    """
+
+    def __init__(self, sender: Sender, scorers: Sequence[Any], run_uri: str) -> None:
+        context = ray.train.get_context()
+        self.rank = context.get_world_rank()
+        self.world_size = context.get_world_size()
+        self.device: torch.device = ray.train.torch.get_device()
+        single = self.world_size == 1
+        group: Collectives = (
+            SingleProcess(self.device) if single else ProcessGroupCollectives(self.device)
+        )
+        self.all_reduce_sum = group.all_reduce_sum
+        self.all_gather = group.all_gather
+        self.broadcast = group.broadcast
+        self.barrier = group.barrier
+        self._sender = sender
+        self._retrievals = [ActorRetrieval(actor) for actor in scorers]
+        self._run_uri = run_uri
+
+    def emit(self, event: Event) -> None:
+        """Send an event towards the driver; never waits."""
+        self._sender.send(event)
+
+    def stop_requested(self) -> str | None:
+        """Why the driver wants the run to stop, or None."""
+        return self._sender.stop_requested()
+
+    def retrieval(self, number: int) -> ActorRetrieval:
+        """The scorer actor of one evaluation."""
+        return self._retrievals[number]
+
+    def commit(self, path: str, metrics: dict[str, float]) -> None:
+        """Report a checkpoint that is already in the run directory to Ray Train."""
+        mode = ray.train.CheckpointUploadMode.NO_UPLOAD
+        storage = ray.train.get_context().get_storage()
+        checkpoint = None
+        if self.rank == 0:
+            name = path.rsplit("/", 1)[-1]
+            checkpoint = ray.train.Checkpoint(
+                f"{storage.experiment_fs_path}/{name}", storage.storage_filesystem
+            )
+        ray.train.report(metrics, checkpoint=checkpoint, checkpoint_upload_mode=mode)
+
+
+def train_worker(setup: dict[str, Any]) -> Any:
+    """The function that Ray Train runs on every worker; rank 0's `FitEnded` is the result."""
+    sender = Sender(setup["mailbox"])
+    job = ray.get(setup["job"])
+    runtime = RayRuntime(sender, setup["scorers"], job.run_uri)
+    try:
+        return Loop(job, runtime).run()
+    except LostWorkersError:
+        raise
+    except FtrayError as error:
+        raise FatalError(type(error).__name__, str(error)) from error
+    except Exception as error:
+        raise FatalError("", f"{type(error).__name__}: {error}") from error
+    finally:
+        sender.close()

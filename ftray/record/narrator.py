@@ -1,0 +1,95 @@
+"""What is said about events, in the words that users of Finetuner know."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from ftray.events import (
+    CheckpointSaved,
+    EpochEnded,
+    EvaluationEnded,
+    Event,
+    FitStarted,
+    Log,
+)
+
+__all__ = ["clock", "duration_words", "log_line", "metric_lines", "narrate"]
+
+
+def narrate(event: Event) -> list[Log]:
+    """The log lines that an event gives rise to; none for most."""
+    if isinstance(event, FitStarted):
+        return [_log(event, "INFO", _started(event))]
+    if isinstance(event, EpochEnded):
+        return [_log(event, "INFO", _epoch(event))]
+    if isinstance(event, EvaluationEnded):
+        return [_log(event, "DEBUG", _evaluated(event))]
+    if isinstance(event, CheckpointSaved):
+        return [_log(event, "DEBUG", f"Checkpoint {event.name} is saved")]
+    return []
+
+
+def _log(event: Event, level: str, message: str) -> Log:
+    return Log(time_s=event.time_s, level=level, message=message)
+
+
+def _started(event: FitStarted) -> str:
+    workers = "this process" if event.world_size == 1 else f"{event.world_size} workers"
+    share = event.batch_size / event.world_size
+    each = f", {share:g} per worker" if event.world_size > 1 else ""
+    return (
+        f"Finetuning ... {event.epochs} epochs of {event.steps_per_epoch} steps, "
+        f"batch {event.batch_size}{each}, on {workers} "
+        f"({event.hardware['device']}, {event.hardware['threads']} threads, "
+        f"{event.hardware['precision']})"
+    )
+
+
+def _epoch(event: EpochEnded) -> str:
+    parts = [f"Epoch {event.epoch + 1}"]
+    parts += [f"{'loss' if k == 'train_loss' else k}: {v:.5f}" for k, v in event.metrics.items()]
+    return " • ".join(parts)
+
+
+def _evaluated(event: EvaluationEnded) -> str:
+    when = "before fine-tuning" if event.when == "before" else f"at step {event.global_step}"
+    text = f"Evaluated {event.name} {when}: {event.queries} queries over {event.documents} "
+    text += f"documents in {event.wall_s:.1f} s"
+    if event.queries_without_relevant:
+        text += f" ({event.queries_without_relevant} queries have nothing relevant and count as 0)"
+    return text
+
+
+def metric_lines(model: str, before: dict[str, float], after: dict[str, float]) -> list[str]:
+    """`Metric: 'resnet50_average_precision' before fine-tuning: 0.1 after fine-tuning: 0.2`."""
+    prefix = model.rstrip("/").rsplit("/", 1)[-1].replace("-", "_")
+    lines = []
+    for name in sorted(after or before):
+        values = []
+        if name in before:
+            values.append(f"before fine-tuning: {before[name]:.5f}")
+        if name in after:
+            values.append(f"after fine-tuning: {after[name]:.5f}")
+        lines.append(f"Metric: '{prefix}_{name}' {' '.join(values)}")
+    return lines
+
+
+def duration_words(seconds: float) -> str:
+    """`0 days, 0 hours 3 minutes and 38 seconds`."""
+    whole = timedelta(seconds=round(seconds))
+    hours, rest = divmod(whole.seconds, 3600)
+    minutes, left = divmod(rest, 60)
+    return f"{whole.days} days, {hours} hours {minutes} minutes and {left} seconds"
+
+
+def clock(seconds: float) -> str:
+    """`0:03:38`."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def log_line(event: Log) -> str:
+    """One line of `logs.txt`: local time, level, message."""
+    import time
+
+    stamp = time.strftime("%H:%M:%S", time.localtime(event.time_s))
+    return f"[{stamp}] {event.level:<8} {event.message}"

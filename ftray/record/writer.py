@@ -1,0 +1,109 @@
+"""Writing a run directory. There is one writer: the driver side of the run."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+import threading
+import time
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+
+from ftray.events import EvaluationEnded, Event, Log, Progress
+from ftray.record.narrator import log_line
+from ftray.record.storage import Storage
+
+__all__ = ["RecordWriter"]
+
+FIRST_FLUSH_S = 1.0
+FLUSH_SHARE = 0.02
+
+
+class RecordWriter:
+    """Takes events and keeps the run directory true.
+
+    Events go to `events/part-NNNNN.jsonl`, each part written whole (object stores cannot append):
+    at once for milestones, else every second at first and less often as the run gets long.
+
+    Args:
+        storage: the run directory, which exists.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self._lock = threading.RLock()
+        self._lines: list[str] = []
+        self._part = len(storage.names("events"))
+        self._opened = self._flushed = time.monotonic()
+        self._log = storage.read_text("logs.txt") if storage.exists("logs.txt") else ""
+        self._examples: dict[str, Any] = {}
+        if storage.exists("examples.json"):
+            self._examples = json.loads(storage.read_text("examples.json"))
+        self._status: dict[str, Any] = {}
+
+    def describe(self, facts: dict[str, Any]) -> None:
+        """Write `run.yaml`: configuration, versions, fingerprints."""
+        text = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=100)
+        self.storage.write_text("run.yaml", text)
+
+    def status(self, status: str, details: str = "") -> None:
+        """Write `status.json`: CREATED, STARTED, FINISHED, FAILED or STOPPED."""
+        with self._lock:
+            now = time.time()
+            self._status.setdefault("created_s", now)
+            if status == "STARTED":
+                self._status.setdefault("started_s", now)
+            if status in ("FINISHED", "FAILED", "STOPPED"):
+                self._status["ended_s"] = now
+            self._status.update(
+                status=status, details=details, pid=os.getpid(), host=platform.node()
+            )
+            self.storage.write_text("status.json", json.dumps(self._status, indent=2))
+
+    def __call__(self, event: Event) -> None:
+        """Take an event; safe to call from several threads."""
+        if isinstance(event, Progress):
+            return
+        with self._lock:
+            if isinstance(event, EvaluationEnded):
+                self._keep_evaluation(event)
+            if isinstance(event, Log):
+                self._log += log_line(event) + "\n"
+            self._lines.append(event.to_json())
+            if event.milestone or time.monotonic() - self._flushed > self._interval():
+                self.flush()
+
+    def _interval(self) -> float:
+        return max(FIRST_FLUSH_S, FLUSH_SHARE * (time.monotonic() - self._opened))
+
+    def flush(self) -> None:
+        """Write what is waiting."""
+        with self._lock:
+            if self._lines:
+                name = f"events/part-{self._part:05d}.jsonl"
+                self.storage.write_text(name, "\n".join(self._lines) + "\n")
+                self._part += 1
+                self._lines = []
+                self.storage.write_text("logs.txt", self._log)
+            self._flushed = time.monotonic()
+
+    def close(self, status: str, details: str = "") -> None:
+        """Write everything; the status comes last."""
+        self.flush()
+        self.status(status, details)
+
+    def _keep_evaluation(self, event: EvaluationEnded) -> None:
+        if event.per_query is not None:
+            buffer = io.BytesIO()
+            pq.write_table(event.per_query, buffer)
+            name = f"evaluations/{event.name}-step-{event.global_step:06d}.parquet"
+            self.storage.write_bytes(name, buffer.getvalue())
+        if event.examples is not None:
+            side = "before" if event.when == "before" else f"step-{event.global_step:06d}"
+            self._examples.setdefault(event.name, {})[side] = event.examples
+            text = json.dumps(self._examples, ensure_ascii=False, indent=1)
+            self.storage.write_text("examples.json", text)

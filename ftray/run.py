@@ -1,0 +1,268 @@
+"""A run, as seen from its record: in the process that made it, or in another one years later."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ftray.errors import FtrayError, RunFailedError, RunNotFoundError, nearest
+from ftray.events import EvaluationEnded
+from ftray.record.reader import RecordReader
+from ftray.record.session import STOP_FILE
+from ftray.record.storage import Storage
+
+__all__ = ["Run", "find_run", "find_runs", "remove_run"]
+
+DONE = ("FINISHED", "FAILED", "STOPPED")
+
+
+class Run:
+    """One fit: its status, logs, metrics, examples, history and artifact.
+
+    Everything is read from the run directory, without Ray.
+
+    Args:
+        storage: the run directory.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._record = RecordReader(storage)
+
+    def __repr__(self) -> str:
+        return f"Run('{self.name}', {self.status()}, path='{self.path}')"
+
+    @property
+    def name(self) -> str:
+        """The run's name: the last part of its path."""
+        return self._storage.uri.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def path(self) -> str:
+        """The run directory: a path or a URI."""
+        return self._storage.uri
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The whole resolved configuration."""
+        config: dict[str, Any] = self._record.config().get("config", {})
+        return config
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All of `run.yaml`: configuration, environment, data."""
+        return self._record.config()
+
+    def status(self) -> str:
+        """CREATED, STARTED, FINISHED, FAILED or STOPPED."""
+        return str(self._record.status()["status"])
+
+    @property
+    def details(self) -> str:
+        """Why the run stopped or failed, or an empty text."""
+        return str(self._record.status()["details"])
+
+    @property
+    def times(self) -> dict[str, float]:
+        """Seconds since the epoch: created_s, started_s, ended_s, as far as known."""
+        status = self._record.status()
+        return {k: float(status[k]) for k in ("created_s", "started_s", "ended_s") if k in status}
+
+    def logs(self) -> str:
+        """The log so far."""
+        return self._record.logs()
+
+    def stream_logs(self, interval: float = 1.0) -> Iterator[str]:
+        """Log lines as they come, until the run is done.
+
+        Args:
+            interval: seconds between two looks.
+        """
+        shown = 0
+        while True:
+            done = self.status() in DONE
+            text = self.logs()
+            end = len(text) if done else text.rfind("\n") + 1
+            yield from text[shown:end].splitlines()
+            shown = max(shown, end)
+            if done:
+                return
+            time.sleep(interval)
+
+    def wait(self, interval: float = 0.5) -> Run:
+        """Wait until the run is done; returns the run itself."""
+        while self.status() not in DONE:
+            time.sleep(interval)
+        return self
+
+    def stop(self) -> None:
+        """Ask the run to stop at its next step; its checkpoint is kept, its status STOPPED.
+
+        Returns at once; `wait()` waits. Nothing happens if the run is done.
+        """
+        if self.status() not in DONE:
+            self._storage.write_text(STOP_FILE, "")
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """`{"before": {...}, "after": {...}}`: "after" are those of the artifact's weights.
+
+        Raises:
+            RunFailedError: if the run failed, with the reason.
+        """
+        if self.status() == "FAILED":
+            raise RunFailedError(f"Run '{self.name}' failed: {self.details}")
+        return self._record.metrics()
+
+    def display_metrics(self) -> None:
+        """Print a table: before, after, change."""
+        from ftray.report.tables import metrics_table
+
+        metrics = self.metrics()
+        _print(metrics_table(metrics["before"], metrics["after"]))
+
+    def example_results(self, evaluation: str | None = None) -> dict[str, dict[str, list[Any]]]:
+        """`{"before": {query: [match, …]}, "after": {…}}` of an EvaluationCallback.
+
+        Each match is {id, text, score, relevant}. Empty without `gather_examples=True`.
+
+        Args:
+            evaluation: its caption; may be left out where there is one evaluation.
+
+        Raises:
+            FtrayError: for an unknown caption, or several evaluations and none named.
+        """
+        examples = self._record.examples()
+        if not examples:
+            return {"before": {}, "after": {}}
+        if evaluation is None and len(examples) > 1:
+            raise FtrayError(f"Several evaluations: name one of {', '.join(examples)}")
+        name = evaluation or next(iter(examples))
+        if name not in examples:
+            raise FtrayError(f"There is no evaluation '{name}'.{nearest(name, examples)}")
+        sides = examples[name]
+        after = [e for e in self._final_evaluations() if e.name == name]
+        key = f"step-{after[-1].global_step:06d}" if after else ""
+        return {"before": sides.get("before", {}), "after": sides.get(key, {})}
+
+    def display_examples(self, k: int = 5, evaluation: str | None = None) -> None:
+        """Print tables of the best `k` matches of the example queries, before and after."""
+        from ftray.report.tables import examples_table
+
+        results = self.example_results(evaluation)
+        for side in ("before", "after"):
+            _print(examples_table(f"Results {side} fine-tuning", results[side], k))
+
+    def history(self) -> pa.Table:
+        """One row per step, evaluation and epoch; see `RecordReader.history`."""
+        return self._record.history()
+
+    def per_query(self, when: str = "after", evaluation: str = "evaluation") -> pa.Table:
+        """One row per query of an evaluation: `query_id`, `query`, `relevant`, and its metrics.
+
+        Args:
+            when: "before" or "after".
+            evaluation: its caption, or "evaluation" where it has none.
+
+        Raises:
+            FtrayError: if there was no such evaluation.
+        """
+        if when == "before":
+            found = [e for e in self._evaluations() if e.when == "before"]
+        else:
+            found = self._final_evaluations()
+        steps = [e.global_step for e in found if e.name == evaluation]
+        if not steps:
+            raise FtrayError(f"Run '{self.name}' has no evaluation '{evaluation}' {when}")
+        return self._record.per_query(evaluation, steps[-1])
+
+    def _evaluations(self) -> list[EvaluationEnded]:
+        return [e for e in self._record.events() if isinstance(e, EvaluationEnded)]
+
+    def _final_evaluations(self) -> list[EvaluationEnded]:
+        """Evaluations of the weights that the artifact holds (while running: the newest)."""
+        last = self._record.artifact_step()
+        return [
+            e
+            for e in self._evaluations()
+            if e.when != "before" and (last is None or e.global_step <= last)
+        ]
+
+    @property
+    def artifact_id(self) -> str:
+        """What `ftray.get_model` takes: the place of the artifact."""
+        return f"{self.path}/artifact"
+
+    def save_artifact(self, directory: str | Path = "artifacts") -> Path:
+        """Copy the artifact to `directory/<run name>`; returns that folder.
+
+        Raises:
+            FtrayError: if there is no artifact yet, or the folder exists already.
+        """
+        if not self._storage.exists("artifact/ftray.json"):
+            raise FtrayError(f"Run '{self.name}' ({self.status()}) has no artifact")
+        folder = Path(directory) / self.name
+        if folder.exists():
+            raise FtrayError(f"'{folder}' exists already; nothing is overwritten")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+        self._storage.download("artifact", folder)
+        return folder
+
+
+def find_run(name: str, experiment_name: str | None = None, storage_path: str = "runs") -> Run:
+    """The run of a name.
+
+    Args:
+        name: the run's name, or the path of its directory.
+        experiment_name: where to look; None looks in all experiments.
+        storage_path: under which folder or URI.
+
+    Raises:
+        RunNotFoundError: with the nearest name; also if several experiments have the name.
+    """
+    direct = Storage(name) if "/" in name else None
+    if direct is not None and direct.exists("status.json"):
+        return Run(direct)
+    found = [run for run in find_runs(experiment_name, storage_path) if run.name == name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        places = ", ".join(run.path for run in found)
+        raise RunNotFoundError(f"Several runs are named '{name}': {places}. Give one's path.")
+    known = [run.name for run in find_runs(experiment_name, storage_path)]
+    hint = nearest(name, known) if known else " There are no runs there."
+    raise RunNotFoundError(f"There is no run '{name}' under '{storage_path}'.{hint}")
+
+
+def find_runs(experiment_name: str | None = None, storage_path: str = "runs") -> list[Run]:
+    """All runs on record, oldest first."""
+    root = Storage(storage_path)
+    experiments = [experiment_name] if experiment_name else root.names()
+    runs = [
+        Run(root.under(experiment, name))
+        for experiment in experiments
+        for name in root.names(experiment)
+        if root.exists(f"{experiment}/{name}/status.json")
+    ]
+    return sorted(runs, key=lambda run: run.times.get("created_s", 0.0))
+
+
+def remove_run(run: Run) -> None:
+    """Delete a run's directory with everything in it.
+
+    Raises:
+        FtrayError: while the run goes on.
+    """
+    if run.status() not in DONE:
+        raise FtrayError(f"Run '{run.name}' is {run.status()}; stop it first")
+    run._storage.delete("")
+
+
+def _print(table: Any) -> None:
+    from rich.console import Console
+
+    Console(highlight=False).print(table)
