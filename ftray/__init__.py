@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ftray.api import (
         delete_run,
         encode,
+        evaluate,
         fit,
         get_model,
         get_run,
@@ -30,6 +31,7 @@ _LAZY = {
     "Run": "ftray.run",
     "delete_run": "ftray.api",
     "encode": "ftray.api",
+    "evaluate": "ftray.api",
     "fit": "ftray.api",
     "get_model": "ftray.api",
     "get_run": "ftray.api",
@@ -45,6 +47,7 @@ __all__ = [
     "__version__",
     "delete_run",
     "encode",
+    "evaluate",
     "fit",
     "get_model",
     "get_run",

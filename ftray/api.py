@@ -29,12 +29,14 @@ if TYPE_CHECKING:
 __all__ = [
     "delete_run",
     "encode",
+    "evaluate",
     "fit",
     "get_model",
     "get_run",
     "list_callbacks",
     "list_models",
     "list_runs",
+    "read_texts",
 ]
 
 SAME_ON_RESUME = (
@@ -291,7 +293,7 @@ def encode(
     from ftray.evaluation.encode import encode_texts
 
     encoder = get_model(model) if isinstance(model, str | Path) else model
-    texts = _texts(data)
+    texts = read_texts(data)
     vectors = encode_texts(
         encoder, texts, role=role, batch_size=batch_size, on_progress=on_progress
     )
@@ -302,7 +304,8 @@ def encode(
     return vectors
 
 
-def _texts(data: Any) -> list[str]:
+def read_texts(data: Any) -> list[str]:
+    """The texts of anything `encode` takes: one column, the items, or the queries of pairs."""
     if (
         isinstance(data, Sequence)
         and not isinstance(data, str)
@@ -314,6 +317,43 @@ def _texts(data: Any) -> list[str]:
     records = read_records(data, where="data")
     texts: list[str] = records.table.column(0 if records.kind != "pairs" else "query").to_pylist()
     return texts
+
+
+def evaluate(
+    model: TextEncoder | str | Path,
+    query_data: Any,
+    index_data: Any = None,
+    *,
+    limit: int = 20,
+    distance: str = "cosine",
+    batch_size: int = 32,
+    max_length: int | None = None,
+    exclude_self: bool = True,
+) -> dict[str, float]:
+    """Retrieval metrics of a model, in this process; the options are EvaluationCallback's.
+
+    Raises:
+        FtrayError: for data or a model that cannot be used.
+    """
+    from ftray.callbacks.evaluation import EvaluationCallback
+    from ftray.evaluation.evaluator import evaluate as run_evaluation
+    from ftray.runtime.local import LocalRuntime
+
+    callback = EvaluationCallback(
+        query_data,
+        index_data,
+        limit=limit,
+        distance=distance,
+        batch_size=batch_size,
+        exclude_self=exclude_self,
+    )
+    spec = callback.prepare(0)
+    encoder = get_model(model, max_length=max_length) if isinstance(model, str | Path) else model
+    runtime = LocalRuntime(encoder.device, [spec], lambda event: None, lambda: None)
+    done = run_evaluation(
+        spec, 0, encoder, runtime, layout="bucketed", on_progress=lambda *progress: None
+    )
+    return done.scores.metrics
 
 
 def list_models() -> list[str]:

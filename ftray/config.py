@@ -132,8 +132,7 @@ class FitConfig(BaseModel):
     @field_validator("num_workers", mode="before")
     @classmethod
     def _worker_count(cls, value: Any) -> Any:
-        number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-        if not number and value != "auto":
+        if value != "auto" and not str(value).isdecimal():
             raise ValueError("0 (this process), a positive number of workers, or 'auto'")
         return value
 

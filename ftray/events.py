@@ -85,6 +85,7 @@ class FitStarted(Event):
     kind: ClassVar[str] = "fit_started"
     milestone: ClassVar[bool] = True
     world_size: int
+    where: str = ""
     device: str
     epochs: int
     steps_per_epoch: int

@@ -22,13 +22,24 @@ __all__ = ["ActorRetrieval", "start_scorers"]
 SCORE_TIMEOUT_S = 1800.0
 
 
+class ScorerActor(Scorer):
+    """A scorer as an actor; its data comes from the object store, also after a restart.
+
+    Args:
+        spec: one reference to an `EvaluationSpec`, in a list so that it is not part of the call.
+    """
+
+    def __init__(self, spec: list[Any]) -> None:
+        super().__init__(ray.get(spec[0]))
+
+
 def start_scorers(evaluations: Sequence[EvaluationSpec]) -> list[Any]:
     """One scorer actor for each evaluation.
 
     They cost no CPU to place, so they never wait for one that a worker holds.
     """
-    actor = ray.remote(Scorer).options(num_cpus=0, max_restarts=2)
-    return [actor.remote(ray.put(spec)) for spec in evaluations]
+    actor = ray.remote(ScorerActor).options(num_cpus=0, max_restarts=2)
+    return [actor.remote([ray.put(spec)]) for spec in evaluations]
 
 
 class ActorRetrieval:

@@ -77,11 +77,7 @@ def _join_or_start() -> bool:
     environment = {"env_vars": {name: os.environ[name] for name in JOINED_DEFAULTS}}
     address = os.environ.get("RAY_ADDRESS")
     try:
-        ray.init(
-            address=address or "auto",
-            runtime_env=environment,
-            logging_level=logging.WARNING,
-        )
+        ray.init(address=address or "auto", runtime_env=environment, logging_level=logging.ERROR)
         return False
     except ConnectionError as error:
         if address:
@@ -89,12 +85,14 @@ def _join_or_start() -> bool:
                 f"No Ray cluster answers at RAY_ADDRESS = '{address}': {error}. Start one there, "
                 "or unset RAY_ADDRESS: then ftray starts Ray on this machine."
             ) from None
-    ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
+    ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR)
     return True
 
 
 def _dashboard() -> str | None:
-    url = ray.worker.global_worker.node.webui_url if ray.worker.global_worker.node else None
+    from ray._private.worker import get_dashboard_url
+
+    url = get_dashboard_url()
     return f"http://{url}" if url else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,6 +54,7 @@ class RayRuntime:
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
+        self.where = f"on {self.world_size} Ray worker{'s' if self.world_size > 1 else ''}"
         single = self.world_size == 1
         group: Collectives = (
             SingleProcess(self.device) if single else ProcessGroupCollectives(self.device)
@@ -92,6 +94,7 @@ class RayRuntime:
 
 def train_worker(setup: dict[str, Any]) -> Any:
     """The function that Ray Train runs on every worker; rank 0's `FitEnded` is the result."""
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     sender = Sender(setup["mailbox"])
     job = ray.get(setup["job"])
     runtime = RayRuntime(sender, setup["scorers"], job.run_uri)

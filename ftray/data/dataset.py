@@ -132,9 +132,9 @@ class TrainSet:
             order = rng.permutation(len(self))
             order = order[np.argsort(self.groups[order], kind="stable")]
             # every 1/share-th row of the rows in class order: each class gives its share
-            ticks = np.floor((np.arange(len(order)) + 0.5) * share + rng.random())
+            ticks = np.floor(np.arange(len(order) + 1) * share + rng.random())
             held = np.zeros(len(self), bool)
-            held[order] = np.diff(ticks, prepend=np.floor(rng.random() * share)) > 0
+            held[order] = np.diff(ticks) > 0
         else:
             sizes = np.bincount(self.groups)
             order = rng.permutation(len(sizes))
@@ -180,10 +180,7 @@ def _codes(*columns: pa.ChunkedArray) -> tuple[pa.Array, list[Numbers]]:
 def _labelled(records: Records) -> TrainSet:
     texts, (items,) = _codes(records.table["item"])
     names, (labels,) = _codes(records.table["label"])
-    rows, repeated = _distinct_rows(np.stack([items, labels], axis=1))
-    notes = list(records.notes)
-    if repeated:
-        notes.append(f"{repeated} rows repeat a row and count once")
+    rows = _distinct_rows(np.stack([items, labels], axis=1))
     return TrainSet(
         kind="labelled",
         texts=texts,
@@ -191,7 +188,7 @@ def _labelled(records: Records) -> TrainSet:
         groups=rows[:, 1],
         n_groups=len(names),
         group_names=tuple(names.to_pylist()),
-        notes=tuple(notes),
+        notes=records.notes,
         source=records.source,
         fingerprint=records.fingerprint,
     )
@@ -199,14 +196,12 @@ def _labelled(records: Records) -> TrainSet:
 
 def _pairs(records: Records) -> TrainSet:
     texts, (queries, documents) = _codes(records.table["query"], records.table["document"])
-    rows, repeated = _distinct_rows(np.stack([queries, documents], axis=1))
+    rows = _distinct_rows(np.stack([queries, documents], axis=1))
     graph = coo_array((np.ones(len(rows), bool), (rows[:, 0], rows[:, 1])), (len(texts),) * 2)
     _, component = connected_components(graph, directed=False)
     _, groups = np.unique(component[rows[:, 0]], return_inverse=True)
     sizes = np.bincount(groups)
     notes = list(records.notes)
-    if repeated:
-        notes.append(f"{repeated} pairs repeat a pair and count once")
     if sizes.max() > 1:
         notes.append(
             f"pairs that share texts form {len(sizes)} groups, the largest with {sizes.max()} "
@@ -225,6 +220,6 @@ def _pairs(records: Records) -> TrainSet:
     )
 
 
-def _distinct_rows(rows: Numbers) -> tuple[Numbers, int]:
+def _distinct_rows(rows: Numbers) -> Numbers:
     _, first = np.unique(rows, axis=0, return_index=True)
-    return rows[np.sort(first)], len(rows) - len(first)
+    return rows[np.sort(first)]

@@ -58,6 +58,9 @@ METRIC_LOSSES = CLASSIFICATION_LOSSES | {
     "TupletMarginLoss",
 }
 
+NEEDS_POSITIVES = frozenset({"NCALoss"})
+"""Losses that are 0/0 in a step in which no class has two rows."""
+
 REFUSED_LOSSES = {
     "CrossBatchMemory": "it wraps another loss and keeps a memory that a checkpoint would lose",
     "DynamicSoftMarginLoss": (
@@ -102,6 +105,7 @@ class MetricLoss(StepLoss):
         self, name: str, options: Mapping[str, Any], embedding_dim: int, n_groups: int
     ) -> None:
         super().__init__()
+        self._needs_positives = name in NEEDS_POSITIVES
         from pytorch_metric_learning import losses
 
         cls = getattr(losses, name)
@@ -122,6 +126,8 @@ class MetricLoss(StepLoss):
 
     def forward(self, embeddings: Tensor, inputs: LossInputs, shard: Shard) -> Tensor:
         """The whole loss of the step, the same on every rank."""
+        if self._needs_positives and inputs.labels.bincount().max() < 2:
+            return no_loss(embeddings)
         picked = embeddings[inputs.label_items]
         loss = self.inner(picked, inputs.labels)
         if isinstance(loss, Tensor) and loss.requires_grad:

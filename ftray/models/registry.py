@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from ftray.errors import ModelError, nearest
+from ftray.models.quiet import quiet
 from ftray.models.text import TextEncoder
 
-__all__ = ["MODELS", "RegisteredModel", "check_model", "load_encoder", "locate_model"]
+__all__ = ["MODELS", "RegisteredModel", "load_encoder", "locate_model"]
 
 
 class RegisteredModel:
@@ -83,11 +81,6 @@ def _bundled(name: str) -> str:
     return str(Path(spec.origin).parent / "model")
 
 
-def check_model(name: str) -> None:
-    """Raise a `ModelError` for a name that cannot be loaded, without importing torch models."""
-    locate_model(name)
-
-
 def load_encoder(
     name: str,
     *,
@@ -105,7 +98,7 @@ def load_encoder(
         ModelError: if it cannot be found or loaded, with the reason.
     """
     place = locate_model(name)
-    with _quiet():
+    with quiet():
         from sentence_transformers import SentenceTransformer
 
         try:
@@ -124,21 +117,3 @@ def _why(name: str, place: str, error: Exception) -> str:
         "If the hub cannot be reached from here, give a local folder or a registry name: "
         + ", ".join(f"'{known}'" for known in MODELS)
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Loading bars and advice of the libraries stay off the console; errors come through."""
-    from transformers.utils import logging as transformers_logging
-
-    logger = logging.getLogger("sentence_transformers")
-    level = logger.level
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ftray.errors import ModelError
 from ftray.models.layout import Layout, cut_by_length
+from ftray.models.quiet import quiet
 
 __all__ = ["Features", "TextEncoder"]
 
@@ -174,4 +175,5 @@ class TextEncoder(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write a folder that `SentenceTransformer(folder)` loads; weights as safetensors."""
-        self.model.save(str(folder), create_model_card=False, safe_serialization=True)
+        with quiet():
+            self.model.save(str(folder), create_model_card=False, safe_serialization=True)

@@ -34,20 +34,21 @@ def _log(event: Event, level: str, message: str) -> Log:
 
 
 def _started(event: FitStarted) -> str:
-    workers = "this process" if event.world_size == 1 else f"{event.world_size} workers"
     share = event.batch_size / event.world_size
     each = f", {share:g} per worker" if event.world_size > 1 else ""
     return (
         f"Finetuning ... {event.epochs} epochs of {event.steps_per_epoch} steps, "
-        f"batch {event.batch_size}{each}, on {workers} "
+        f"batch {event.batch_size}{each}, {event.where} "
         f"({event.hardware['device']}, {event.hardware['threads']} threads, "
         f"{event.hardware['precision']})"
     )
 
 
 def _epoch(event: EpochEnded) -> str:
+    losses = {"train_loss": "loss", "val_loss": "val_loss"}
     parts = [f"Epoch {event.epoch + 1}"]
-    parts += [f"{'loss' if k == 'train_loss' else k}: {v:.5f}" for k, v in event.metrics.items()]
+    parts += [f"{losses[k]}: {event.metrics[k]:.3f}" for k in losses if k in event.metrics]
+    parts += [f"{k}: {v:.5f}" for k, v in sorted(event.metrics.items()) if k not in losses]
     return " • ".join(parts)
 
 

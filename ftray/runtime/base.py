@@ -63,7 +63,12 @@ class Retrieval(Protocol):
 
 
 class Runtime(Collectives, Protocol):
-    """Collectives, and the ways in and out of the loop."""
+    """Collectives, and the ways in and out of the loop.
+
+    `where` says for people where the loop runs, as in "on 4 Ray workers".
+    """
+
+    where: str
 
     def emit(self, event: Event) -> None:
         """Send an event to the driver side; returns at once."""

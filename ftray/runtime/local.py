@@ -31,6 +31,8 @@ class LocalRuntime(SingleProcess):
         stop_requested: the reason to stop, or None.
     """
 
+    where = "in this process"
+
     def __init__(
         self,
         device: torch.device,

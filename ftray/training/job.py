@@ -206,12 +206,8 @@ def _val_notes(val: TrainSet | None) -> list[str]:
 
 
 def _eval_notes(evaluations: tuple[EvaluationSpec, ...]) -> list[str]:
-    notes = []
+    notes: list[str] = []
     for spec in evaluations:
-        notes.append(
-            f"{spec.name}: {len(spec.data.query_texts)} queries over "
-            f"{len(spec.data.document_texts)} documents"
-        )
         notes.extend(f"{spec.name}: {note}" for note in spec.data.notes)
     return notes
 

@@ -155,6 +155,7 @@ class Loop:
         self._tell(
             FitStarted(
                 world_size=self.runtime.world_size,
+                where=self.runtime.where,
                 device=str(self.runtime.device),
                 epochs=self.config.epochs,
                 steps_per_epoch=self.plan.steps_per_epoch,

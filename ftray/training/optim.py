@@ -36,6 +36,7 @@ SCHEDULER_OPTIONS = {
 }
 NOT_STEPWISE = {"LBFGS": "it calls the model several times per step"}
 NOT_STEPWISE["SparseAdam"] = "it takes sparse gradients only"
+NOT_STEPWISE["Muon"] = "it takes matrices only, and encoders have biases and norms too"
 
 
 def _optimizers() -> dict[str, type[torch.optim.Optimizer]]:
@@ -81,6 +82,11 @@ def check_scheduler(name: str | None, options: Mapping[str, Any]) -> None:
             )
     if "warmup_ratio" in options and "num_warmup_steps" in options:
         raise ConfigError("scheduler_options: give warmup_ratio or num_warmup_steps, not both")
+    ratio, steps = options.get("warmup_ratio", 0.0), options.get("num_warmup_steps", 0)
+    if not (isinstance(ratio, int | float) and 0 <= ratio <= 1):
+        raise ConfigError(f"scheduler_options.warmup_ratio = {ratio!r}: a number from 0 to 1")
+    if not (isinstance(steps, int) and steps >= 0):
+        raise ConfigError(f"scheduler_options.num_warmup_steps = {steps!r}: zero or more steps")
 
 
 def build_optimizer(config: FitConfig, encoder: nn.Module, loss: nn.Module) -> Any:
@@ -118,6 +124,9 @@ def build_scheduler(config: FitConfig, optimizer: torch.optim.Optimizer, total_s
     """The learning-rate schedule, one tick per optimizer step.
 
     Without a name: linear warm-up over `warmup_ratio` of all steps, then linear decay to zero.
+
+    Raises:
+        ConfigError: for option values that the schedule refuses.
     """
     from transformers import get_scheduler
 
@@ -126,10 +135,13 @@ def build_scheduler(config: FitConfig, optimizer: torch.optim.Optimizer, total_s
     options = dict(config.scheduler_options)
     ratio = options.pop("warmup_ratio", DEFAULT_WARMUP_RATIO)
     warmup = options.pop("num_warmup_steps", round(ratio * total_steps))
-    return get_scheduler(
-        name,
-        optimizer,
-        num_warmup_steps=None if name == "constant" else warmup,
-        num_training_steps=max(total_steps, 1),
-        scheduler_specific_kwargs=options or None,
-    )
+    try:
+        return get_scheduler(
+            name,
+            optimizer,
+            num_warmup_steps=None if name == "constant" else warmup,
+            num_training_steps=max(total_steps, 1),
+            scheduler_specific_kwargs=options or None,
+        )
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise ConfigError(f"scheduler_options do not fit {name}: {error}") from None

@@ -130,12 +130,11 @@ def test_the_table_holds_what_it_should(tables: Any) -> None:
         assert (min(texts) == 0) == (world_size == 4) and max(texts) > 8
     assert max(one.forwards for one in single.values()) > 5
     clipped = [one.norm > MAX_GRAD_NORM for one in single.values()]
-    assert 0.5 < np.mean(clipped) < 1, sorted(one.norm for one in single.values())
+    assert 0.3 < np.mean(clipped) < 0.9
     for case in CASES:
         outcome = single[case.name]
         learns = case.loss == "ArcFaceLoss" or "learnable" in case.name or case.loss == "CLIPLoss"
         assert bool(len(outcome.vectors["loss gradient"])) == learns
-        assert not outcome.with_gradient[-1] or outcome.norm >= 0
     twice = data_of(Case("SupConLoss", "labelled, texts under two labels"))
     rows = twice.step_rows(np.arange(len(twice)), roles_differ=False)
     assert (len(rows.rows), len(rows.texts), len(rows.labels)) == (14, 12, 14)
@@ -218,7 +217,7 @@ def oracle(encoder: TextEncoder, case: Case) -> tuple[float, np.ndarray, np.ndar
     n = len(list(encoder.parameters()))
     flat = [torch.cat([torch.zeros(0).double(), *(g.reshape(-1) for g in part)]).numpy()
             for part in (found[:n], found[n:])]  # fmt: skip
-    return float(loss), flat[0], flat[1]
+    return float(loss.detach()), flat[0], flat[1]
 
 
 @pytest.mark.parametrize(

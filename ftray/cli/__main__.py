@@ -1,0 +1,5 @@
+"""`python -m ftray.cli`."""
+
+from ftray.cli import main
+
+main()

@@ -1,0 +1,158 @@
+"""The verbs and their options; what they do is in one file each, imported when called."""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+app = typer.Typer(
+    name="ftray",
+    help="Fine-tune embedding models for retrieval on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+StoragePath = Annotated[str, typer.Option(help="Folder or URI under which runs are kept.")]
+Experiment = Annotated[Optional[str], typer.Option(help="Look only in this experiment.")]
+RunName = Annotated[str, typer.Argument(help="A run's name, or its path.", metavar="RUN")]
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from ftray import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    ask: Annotated[
+        Optional[str], typer.Option(help="Search with the demo's model instead of training.")
+    ] = None,
+    num_workers: Annotated[
+        str, typer.Option(help="0 = this process, N workers on Ray, or auto.")
+    ] = "auto",
+    epochs: Annotated[int, typer.Option(min=0)] = 2,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    storage_path: StoragePath = "runs",
+) -> None:
+    """Fine-tune code search on the standard library of this Python: no download, minutes."""
+    from ftray.cli.demo import run
+
+    run(ask, num_workers, epochs, seed, storage_path)
+
+
+@app.command()
+def fit(
+    config: Annotated[str, typer.Argument(help="A YAML file with the fields of FitConfig.")],
+    set_: Annotated[
+        Optional[list[str]], typer.Option("--set", help="Override a field: a.b=c.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a model as a YAML file says."""
+    from ftray.cli.fit import run
+
+    run(config, set_ or [], as_json)
+
+
+@app.command()
+def runs(
+    storage_path: StoragePath = "runs", experiment: Experiment = None, as_json: Json = False
+) -> None:
+    """List the runs on record."""
+    from ftray.cli.runs import run
+
+    run(storage_path, experiment, as_json)
+
+
+@app.command()
+def show(
+    name: RunName,
+    storage_path: StoragePath = "runs",
+    experiment: Experiment = None,
+    as_json: Json = False,
+) -> None:
+    """Show a run: status, data, metrics before and after, artifact."""
+    from ftray.cli.show import run
+
+    run(name, storage_path, experiment, as_json)
+
+
+@app.command()
+def logs(
+    name: RunName,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends.")] = False,
+    storage_path: StoragePath = "runs",
+    experiment: Experiment = None,
+) -> None:
+    """Print a run's log."""
+    from ftray.cli.logs import run
+
+    run(name, follow, storage_path, experiment)
+
+
+@app.command()
+def stop(name: RunName, storage_path: StoragePath = "runs", experiment: Experiment = None) -> None:
+    """Ask a run to stop at its next step; its checkpoint is kept."""
+    from ftray.cli.stop import run
+
+    run(name, storage_path, experiment)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="An artifact, a folder, a name, or a hub id.")],
+    query: Annotated[str, typer.Option(help="Queries: labelled, pairs, or a BEIR folder.")],
+    index: Annotated[Optional[str], typer.Option(help="Documents; default: the queries.")] = None,
+    limit: Annotated[int, typer.Option(help="Cut-off k of the metrics.", min=1)] = 20,
+    distance: Annotated[str, typer.Option(help="cosine, dot, euclidean or sqeuclidean.")] = (
+        "cosine"
+    ),
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    max_length: Annotated[Optional[int], typer.Option(help="Longest text in tokens.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a model's retrieval quality, without training."""
+    from ftray.cli.evaluate import run
+
+    run(model, query, index, limit, distance, batch_size, max_length, as_json)
+
+
+@app.command()
+def encode(
+    model: Annotated[str, typer.Argument(help="An artifact, a folder, a name, or a hub id.")],
+    data: Annotated[str, typer.Argument(help="CSV, Parquet or JSONL with texts.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="A .parquet or .npy file.")],
+    role: Annotated[str, typer.Option(help="query or document, for models with prompts.")] = "",
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    max_length: Annotated[Optional[int], typer.Option(help="Longest text in tokens.")] = None,
+) -> None:
+    """Embed texts and write them to a file."""
+    from ftray.cli.encode import run
+
+    run(model, data, output, role, batch_size, max_length)
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the models that have a short name."""
+    from ftray.cli.models import run
+
+    run(as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what ftray sees: Python, torch, Ray, GPUs, hub, disk."""
+    from ftray.cli.doctor import run
+
+    run(as_json)

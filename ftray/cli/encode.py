@@ -1,0 +1,41 @@
+"""`ftray encode`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ftray.errors import ConfigError, StorageError
+
+__all__ = ["run"]
+
+
+def run(
+    model: str, data: str, output: str, role: str, batch_size: int, max_length: int | None
+) -> None:
+    """Embed the texts of a file; nothing that exists is overwritten."""
+    target = Path(output)
+    if target.suffix not in (".parquet", ".npy"):
+        raise ConfigError(f"-o {output}: a file that ends in .parquet or .npy")
+    if target.exists():
+        raise StorageError(f"'{output}' exists already; nothing is overwritten")
+    if not target.parent.is_dir():
+        raise StorageError(f"There is no folder '{target.parent}' for '{output}'")
+    if role not in ("", "query", "document"):
+        raise ConfigError(f"--role {role}: query or document")
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from ftray.api import encode, get_model, read_texts
+
+    texts = read_texts(data)
+    vectors = encode(
+        get_model(model, max_length=max_length), texts, role=role, batch_size=batch_size
+    )
+    if target.suffix == ".npy":
+        np.save(target, vectors)
+    else:
+        flat = pa.array(vectors.reshape(-1))
+        column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+        pq.write_table(pa.table({"text": texts, "embedding": column}), target)
+    print(f"{len(texts)} embeddings of width {vectors.shape[1]} in {output}")

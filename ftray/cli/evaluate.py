@@ -1,0 +1,43 @@
+"""`ftray evaluate`."""
+
+from __future__ import annotations
+
+import json
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["run"]
+
+
+def run(
+    model: str,
+    query: str,
+    index: str | None,
+    limit: int,
+    distance: str,
+    batch_size: int,
+    max_length: int | None,
+    as_json: bool,
+) -> None:
+    """Evaluate a model in this process and print its metrics."""
+    from ftray.api import evaluate
+
+    metrics = evaluate(
+        model,
+        query,
+        index,
+        limit=limit,
+        distance=distance,
+        batch_size=batch_size,
+        max_length=max_length,
+    )
+    if as_json:
+        print(json.dumps(metrics))
+        return
+    table = Table(title=f"{model} at k = {limit}")
+    table.add_column("Retrieval Metric")
+    table.add_column("Value", justify="right")
+    for name, value in sorted(metrics.items()):
+        table.add_row(name, f"{value:.5f}")
+    Console(highlight=False).print(table)

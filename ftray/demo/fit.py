@@ -1,0 +1,111 @@
+"""The demo: fine-tune MiniLM to search the Python standard library by description."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.syntax import Syntax
+
+from ftray.api import encode, fit, get_model, list_runs
+from ftray.callbacks import BestModelCheckpoint, EarlyStopping, EvaluationCallback
+from ftray.config import FitConfig
+from ftray.demo.corpus import CodePair, CodeSearch, build_corpus
+from ftray.errors import RunNotFoundError
+from ftray.evaluation.intervals import paired_change
+from ftray.evaluation.search import ExactIndex
+from ftray.report.tables import examples_table
+from ftray.run import Run
+
+__all__ = ["EXPERIMENT", "answer", "demo_config", "run_demo"]
+
+EXPERIMENT = "demo"
+MAX_LENGTH = 64
+
+
+def demo_config(corpus: CodeSearch, **overrides: Any) -> FitConfig:
+    """The fit of the demo, as a user would write it."""
+    return FitConfig(
+        model="minilm",
+        train_data=_records(corpus.train),
+        eval_data=_records(corpus.validation),
+        loss="MultipleNegativesRankingLoss",
+        epochs=2,
+        batch_size=64,
+        learning_rate=1e-4,
+        max_length=MAX_LENGTH,
+        callbacks=[
+            EvaluationCallback(_records(corpus.test), gather_examples=True, num_example_queries=3),
+            BestModelCheckpoint(monitor="val_loss"),
+            EarlyStopping(monitor="val_loss", patience=1),
+        ],
+        experiment_name=EXPERIMENT,
+        **overrides,
+    )
+
+
+def _records(pairs: Sequence[CodePair]) -> list[dict[str, str]]:
+    return [{"query": pair.query, "document": pair.document} for pair in pairs]
+
+
+def run_demo(console: Console, **overrides: Any) -> Run:
+    """Build the corpus, fine-tune, and show what has changed.
+
+    Args:
+        console: where to show it.
+        **overrides: fields of `FitConfig`, such as num_workers or storage_path.
+    """
+    console.print("[bold]Code search on your own Python[/]: from a description to the function")
+    corpus = build_corpus()
+    console.print(
+        f"{corpus.files} files of the standard library: {len(corpus.train)} pairs to train on, "
+        f"{len(corpus.validation)} for the validation loss, {len(corpus.test)} to test.\n"
+        "Test functions come from modules that are never trained on."
+    )
+    run = fit(demo_config(corpus, **overrides))
+    console.print()
+    run.display_metrics()
+    _show_interval(console, run)
+    results = run.example_results()
+    for side in ("before", "after"):
+        console.print(examples_table(f"Results {side} fine-tuning", results[side], 3))
+    console.print(f"Artifact: [bold]{run.artifact_id}[/] (loads in ftray and SentenceTransformer)")
+    console.print(f"Run:      [bold]{run.path}[/]\n")
+    console.print("Next:")
+    console.print('  ftray demo --ask "split a string like a shell does"')
+    console.print(f"  ftray show {run.path}")
+    return run
+
+
+def _show_interval(console: Console, run: Run) -> None:
+    before, after = run.per_query("before"), run.per_query("after")
+    change = paired_change(before["reciprocal_rank"], after["reciprocal_rank"])
+    console.print(
+        f"Mean reciprocal rank over {len(before)} unseen queries: {change.mean:+.4f} "
+        f"(95 % interval, paired over queries: {change.low:+.4f} to {change.high:+.4f})"
+    )
+
+
+def answer(console: Console, question: str, storage_path: str, k: int = 3) -> None:
+    """Search the test part's functions for a question, with the newest demo run's artifact.
+
+    Raises:
+        RunNotFoundError: if there is no finished demo run.
+    """
+    runs = [run for run in list_runs(EXPERIMENT, storage_path) if run.status() == "FINISHED"]
+    if not runs:
+        raise RunNotFoundError(f"No demo run is finished under '{storage_path}': run `ftray demo`")
+    corpus = build_corpus()
+    model = get_model(runs[-1].artifact_id)
+    index = ExactIndex(model.embedding_dim)
+    index.add(
+        [str(i) for i in range(len(corpus.test))],
+        encode(model, [pair.document for pair in corpus.test]),
+    )
+    scores, found = index.search(encode(model, [question]), k)
+    for score, position in zip(scores[0].tolist(), found[0].tolist(), strict=True):
+        pair = corpus.test[position]
+        console.print(f"\n[bold]{pair.location}[/] ({score:.3f})  {pair.query}", highlight=False)
+        lines = pair.document.splitlines()[:8]
+        console.print(Syntax("\n".join(lines), "python", background_color="default"))
