@@ -204,11 +204,9 @@ def test_misspelt_override_gets_the_nearest_key(tmp_path: Path) -> None:
 
 def test_misspelt_key_gets_the_nearest_and_the_file(tmp_path: Path) -> None:
     message = refused_file(written(tmp_path, "learning_rat: 1e-5\ncsv_options: {delimeter: ;}\n"))
-    first, second = message.split("; ")
-    assert first.endswith(
-        "fit.yaml: there is no option 'learning_rat'. Did you mean 'learning_rate'?"
-    )
-    assert second.startswith("there is no option 'csv_options.delimeter'. Did you mean 'delimiter'")
+    assert message.startswith(f"{tmp_path}/fit.yaml: ")
+    assert "there is no option 'learning_rat'. Did you mean 'learning_rate'?" in message
+    assert "there is no option 'csv_options.delimeter'. Did you mean 'delimiter'?" in message
 
 
 def test_missing_key_is_named() -> None:

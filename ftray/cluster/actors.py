@@ -17,29 +17,48 @@ from ftray.evaluation.evaluator import Scorer, Scores
 from ftray.evaluation.spec import EvaluationSpec
 from ftray.runtime.process_group import LostWorkersError
 
-__all__ = ["ActorRetrieval", "start_scorers"]
+__all__ = ["ActorRetrieval", "load_scorers", "start_scorers"]
 
 SCORE_TIMEOUT_S = 1800.0
 
 
-class ScorerActor(Scorer):
-    """A scorer as an actor; its data comes from the object store, also after a restart.
+class ScorerActor:
+    """A scorer as an actor: empty until `load`, which every attempt of a run calls again."""
 
-    Args:
-        spec: one reference to an `EvaluationSpec`, in a list so that it is not part of the call.
-    """
+    def __init__(self) -> None:
+        self._scorer: Scorer | None = None
 
-    def __init__(self, spec: list[Any]) -> None:
-        super().__init__(ray.get(spec[0]))
+    def load(self, spec: EvaluationSpec) -> None:
+        """Begin anew with what to evaluate; the data is read from the object store."""
+        self._scorer = Scorer(spec)
+
+    def add(self, side: str, batch: int, vectors: npt.NDArray[np.float32]) -> None:
+        """See `Scorer.add`."""
+        self._loaded().add(side, batch, vectors)
+
+    def score(self) -> Scores:
+        """See `Scorer.score`."""
+        return self._loaded().score()
+
+    def _loaded(self) -> Scorer:
+        if self._scorer is None:
+            raise RuntimeError("the evaluation actor was restarted and has no data")
+        return self._scorer
 
 
-def start_scorers(evaluations: Sequence[EvaluationSpec]) -> list[Any]:
-    """One scorer actor for each evaluation.
+def start_scorers(evaluations: Sequence[EvaluationSpec]) -> list[tuple[Any, list[Any]]]:
+    """One actor for each evaluation, with a reference to its data.
 
-    They cost no CPU to place, so they never wait for one that a worker holds.
+    The reference is in a list, so that the data does not travel with it. The actors cost no CPU to
+    place, so they never wait for one that a worker holds.
     """
     actor = ray.remote(ScorerActor).options(num_cpus=0, max_restarts=2)
-    return [actor.remote([ray.put(spec)]) for spec in evaluations]
+    return [(actor.remote(), [ray.put(spec)]) for spec in evaluations]
+
+
+def load_scorers(scorers: Sequence[tuple[Any, list[Any]]]) -> None:
+    """Rank 0, at the start of every attempt: give the actors their data."""
+    _get([actor.load.remote(reference) for actor, (reference,) in scorers])
 
 
 class ActorRetrieval:

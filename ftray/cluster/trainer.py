@@ -71,7 +71,7 @@ def fit_on_ray(job: Job, session: RunSession) -> FitEnded:
             trainer = _trainer(job, setup, placement, connection)
             return _watch(trainer, mailbox, session)
         finally:
-            for actor in (mailbox, *scorers):
+            for actor in (mailbox, *(actor for actor, _ in scorers)):
                 ray.kill(actor)
 
 

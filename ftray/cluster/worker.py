@@ -10,8 +10,9 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.train.v2._internal.execution import context as reports
 
-from ftray.cluster.actors import ActorRetrieval
+from ftray.cluster.actors import ActorRetrieval, load_scorers
 from ftray.cluster.bridge import Sender
 from ftray.errors import FtrayError
 from ftray.events import Event
@@ -45,11 +46,13 @@ class RayRuntime:
 
     Args:
         sender: the way to the driver.
-        scorers: handles of the evaluation actors.
+        scorers: the evaluation actors, each with a reference to its data.
         run_uri: the run directory.
     """
 
-    def __init__(self, sender: Sender, scorers: Sequence[Any], run_uri: str) -> None:
+    def __init__(
+        self, sender: Sender, scorers: Sequence[tuple[Any, list[Any]]], run_uri: str
+    ) -> None:
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
@@ -64,7 +67,7 @@ class RayRuntime:
         self.broadcast = group.broadcast
         self.barrier = group.barrier
         self._sender = sender
-        self._retrievals = [ActorRetrieval(actor) for actor in scorers]
+        self._retrievals = [ActorRetrieval(actor) for actor, _ in scorers]
         self._run_uri = run_uri
 
     def emit(self, event: Event) -> None:
@@ -94,11 +97,13 @@ class RayRuntime:
 
 def train_worker(setup: dict[str, Any]) -> Any:
     """The function that Ray Train runs on every worker; rank 0's `FitEnded` is the result."""
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    logging.getLogger(reports.__file__).setLevel(logging.WARNING)  # our record says it better
     sender = Sender(setup["mailbox"])
     job = ray.get(setup["job"])
     runtime = RayRuntime(sender, setup["scorers"], job.run_uri)
     try:
+        if runtime.rank == 0:
+            load_scorers(setup["scorers"])
         return Loop(job, runtime).run()
     except LostWorkersError:
         raise

@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.syntax import Syntax
+from rich.table import Table
 
 from ftray.api import encode, fit, get_model, list_runs
 from ftray.callbacks import BestModelCheckpoint, EarlyStopping, EvaluationCallback
-from ftray.config import FitConfig
+from ftray.config import FitConfig, validated
 from ftray.demo.corpus import CodePair, CodeSearch, build_corpus
 from ftray.errors import RunNotFoundError
 from ftray.evaluation.intervals import paired_change
 from ftray.evaluation.search import ExactIndex
-from ftray.report.tables import examples_table
 from ftray.run import Run
 
 __all__ = ["EXPERIMENT", "answer", "demo_config", "run_demo"]
@@ -26,23 +27,23 @@ MAX_LENGTH = 64
 
 def demo_config(corpus: CodeSearch, **overrides: Any) -> FitConfig:
     """The fit of the demo, as a user would write it."""
-    return FitConfig(
-        model="minilm",
-        train_data=_records(corpus.train),
-        eval_data=_records(corpus.validation),
-        loss="MultipleNegativesRankingLoss",
-        epochs=2,
-        batch_size=64,
-        learning_rate=1e-4,
-        max_length=MAX_LENGTH,
-        callbacks=[
+    fields: dict[str, Any] = {
+        "model": "minilm",
+        "train_data": _records(corpus.train),
+        "eval_data": _records(corpus.validation),
+        "loss": "MultipleNegativesRankingLoss",
+        "epochs": 2,
+        "batch_size": 64,
+        "learning_rate": 1e-4,
+        "max_length": MAX_LENGTH,
+        "callbacks": [
             EvaluationCallback(_records(corpus.test), gather_examples=True, num_example_queries=3),
             BestModelCheckpoint(monitor="val_loss"),
             EarlyStopping(monitor="val_loss", patience=1),
         ],
-        experiment_name=EXPERIMENT,
-        **overrides,
-    )
+        "experiment_name": EXPERIMENT,
+    }
+    return validated({**fields, **overrides})
 
 
 def _records(pairs: Sequence[CodePair]) -> list[dict[str, str]]:
@@ -61,21 +62,43 @@ def run_demo(console: Console, **overrides: Any) -> Run:
     console.print(
         f"{corpus.files} files of the standard library: {len(corpus.train)} pairs to train on, "
         f"{len(corpus.validation)} for the validation loss, {len(corpus.test)} to test.\n"
-        "Test functions come from modules that are never trained on."
+        "Test functions come from modules that are never trained on.",
+        soft_wrap=True,
     )
     run = fit(demo_config(corpus, **overrides))
     console.print()
     run.display_metrics()
     _show_interval(console, run)
-    results = run.example_results()
-    for side in ("before", "after"):
-        console.print(examples_table(f"Results {side} fine-tuning", results[side], 3))
-    console.print(f"Artifact: [bold]{run.artifact_id}[/] (loads in ftray and SentenceTransformer)")
-    console.print(f"Run:      [bold]{run.path}[/]\n")
+    _show_examples(console, run, corpus)
+    console.print(
+        f"Artifact: [bold]{run.artifact_id}[/] (loads in ftray and SentenceTransformer)",
+        soft_wrap=True,
+    )
+    console.print(f"Run:      [bold]{run.path}[/]\n", soft_wrap=True)
     console.print("Next:")
     console.print('  ftray demo --ask "split a string like a shell does"')
-    console.print(f"  ftray show {run.path}")
+    console.print(f"  ftray show {run.path}", soft_wrap=True)
     return run
+
+
+def _show_examples(console: Console, run: Run, corpus: CodeSearch) -> None:
+    """The best three functions for each example query, before and after; ✓ is the right one."""
+    place = {pair.document: pair for pair in corpus.test}
+    results = run.example_results()
+    for query, old in results["before"].items():
+        table = Table(title=f"[bold yellow]{escape(query)}[/]", title_justify="left", expand=False)
+        for title in ("", "Before", "After"):
+            table.add_column(title)
+        new = results["after"].get(query, [])
+        for rank, matches in enumerate(zip(old[:3], new[:3], strict=True), start=1):
+            table.add_row(str(rank), *(_match(match, place[match["text"]]) for match in matches))
+        console.print(table)
+
+
+def _match(match: dict[str, Any], pair: CodePair) -> str:
+    mark = "[green]✓[/]" if match["relevant"] else "·"
+    shown = pair.query if len(pair.query) <= 60 else pair.query[:59] + "…"
+    return f"{mark} [bold]{pair.location}[/] [dim]{escape(shown)}[/]"
 
 
 def _show_interval(console: Console, run: Run) -> None:
@@ -83,7 +106,8 @@ def _show_interval(console: Console, run: Run) -> None:
     change = paired_change(before["reciprocal_rank"], after["reciprocal_rank"])
     console.print(
         f"Mean reciprocal rank over {len(before)} unseen queries: {change.mean:+.4f} "
-        f"(95 % interval, paired over queries: {change.low:+.4f} to {change.high:+.4f})"
+        f"(95 % interval, paired over queries: {change.low:+.4f} to {change.high:+.4f})",
+        soft_wrap=True,
     )
 
 

@@ -107,9 +107,7 @@ def test_a_step_is_the_same_for_every_number_of_workers(tables: Any, case: Case)
 def test_padded_and_bucketed_steps_are_the_same(tables: Any, case: Case) -> None:
     assert case.layout == "padded"
     bucketed = Case(case.loss, case.data, case.options, "bucketed", case.model)
-    found = differences(
-        tables[1][0]["cases"][bucketed.name], tables[1][0]["cases"][case.name]
-    )
+    found = differences(tables[1][0]["cases"][bucketed.name], tables[1][0]["cases"][case.name])
     assert max(found.values()) < TOLERANCE, found
 
 
