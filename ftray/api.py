@@ -336,8 +336,8 @@ def evaluate(
         FtrayError: for data or a model that cannot be used.
     """
     from ftray.callbacks.evaluation import EvaluationCallback
-    from ftray.evaluation.evaluator import evaluate as run_evaluation
     from ftray.runtime.local import LocalRuntime
+    from ftray.training.evaluate import evaluate as run_evaluation
 
     callback = EvaluationCallback(
         query_data,

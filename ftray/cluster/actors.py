@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import ray
 
-from ftray.evaluation.evaluator import Scorer, Scores
+from ftray.evaluation.scorer import Scorer, Scores
 from ftray.evaluation.spec import EvaluationSpec
 from ftray.runtime.process_group import LostWorkersError
 

@@ -17,7 +17,7 @@ from ftray.cluster.bridge import open_mailbox
 from ftray.cluster.connect import Connection, Placement, connected, place
 from ftray.cluster.worker import FatalError, train_worker
 from ftray.errors import RunFailedError
-from ftray.events import FitEnded
+from ftray.events import FitEnded, Log
 from ftray.record.session import RunSession
 from ftray.training.job import Job
 
@@ -30,7 +30,14 @@ SNAPSHOT = "checkpoints/checkpoint_manager_snapshot.json"
 
 
 class FailAtOnce(UserCallback):  # type: ignore[misc]
-    """Runs in Ray Train's controller: errors that would come again are not tried again."""
+    """Runs in Ray Train's controller: errors that would come again are not tried again.
+
+    Args:
+        mailbox: where a loss is announced.
+    """
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """End the run for a `FatalError`; lost workers go on to Ray's failure policy."""
@@ -38,6 +45,9 @@ class FailAtOnce(UserCallback):  # type: ignore[misc]
             fatal = find_fatal(error)
             if fatal is not None:
                 raise fatal
+        ranks = ", ".join(str(rank) for rank in sorted(worker_exceptions))
+        message = f"Workers were lost (reported by rank {ranks}); from the newest checkpoint again"
+        self._mailbox.push.remote([Log(level="WARNING", message=message)])
 
 
 class LocalTrainer(TorchTrainer):  # type: ignore[misc]
@@ -108,7 +118,7 @@ def _trainer(
                 max_failures=job.config.max_failures,
                 controller_failure_limit=CONTROLLER_FAILURES,
             ),
-            callbacks=[FailAtOnce()],
+            callbacks=[FailAtOnce(setup["mailbox"])],
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )

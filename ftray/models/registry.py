@@ -101,8 +101,15 @@ def load_encoder(
     with quiet():
         from sentence_transformers import SentenceTransformer
 
+        # what ftray wrote is safetensors: a pickle in its place is somebody else's
+        ours = os.path.exists(os.path.join(place, "ftray.json"))
         try:
-            model = SentenceTransformer(place, device=str(device), trust_remote_code=False)
+            model = SentenceTransformer(
+                place,
+                device=str(device),
+                trust_remote_code=False,
+                model_kwargs={"use_safetensors": True} if ours else None,
+            )
         except Exception as error:
             raise ModelError(_why(name, place, error)) from error
     return TextEncoder(model.float(), name, max_length)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ftray.evaluation.evaluator import Scorer
+from ftray.evaluation.scorer import Scorer
 from ftray.evaluation.spec import EvaluationSpec
 from ftray.events import Event
 from ftray.runtime.process_group import SingleProcess

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from ftray.errors import StorageError
 from ftray.record.storage import Storage
 
-__all__ = ["Position", "checkpoint_name", "latest_checkpoint", "load_weights", "read_checkpoint"]
+__all__ = ["Position", "latest_checkpoint", "load_weights", "read_checkpoint"]
 __all__ += ["remove_checkpoints", "write_checkpoint"]
 
 FOLDER = "checkpoints"
@@ -51,12 +52,22 @@ class Position:
     scaler: dict[str, Any] = field(default_factory=dict)
     epoch_losses: list[float] = field(default_factory=list)
 
+    @property
+    def name(self) -> str:
+        """`epoch-0003` after a whole epoch, `epoch-0003-step-000017` within one."""
+        if self.step == 0:
+            return f"epoch-{self.epoch:04d}"
+        return f"epoch-{self.epoch:04d}-step-{self.step:06d}"
 
-def checkpoint_name(position: Position) -> str:
-    """`epoch-0003` after a whole epoch, `epoch-0003-step-000017` within one."""
-    if position.step == 0:
-        return f"epoch-{position.epoch:04d}"
-    return f"epoch-{position.epoch:04d}-step-{position.step:06d}"
+    def mark_best(self, monitor: str, value: float) -> None:
+        """The checkpoint to be written at this position is the best so far."""
+        self.best = {
+            "name": self.name,
+            "monitor": monitor,
+            "value": value,
+            "epoch": self.epoch,
+            "global_step": self.global_step,
+        }
 
 
 def write_checkpoint(
@@ -67,9 +78,9 @@ def write_checkpoint(
     optimizer: torch.optim.Optimizer,
 ) -> str:
     """Write a checkpoint and return its name; `state.json` comes last and makes it valid."""
-    name = checkpoint_name(position)
+    name = position.name
     folder = f"{FOLDER}/{name}"
-    storage.delete(folder)
+    _delete(storage, name)
     storage.write_bytes(f"{folder}/model.safetensors", save_tensors(_flat(encoder.state_dict())))
     if any(True for _ in loss.parameters()):
         storage.write_bytes(f"{folder}/loss.safetensors", save_tensors(_flat(loss.state_dict())))
@@ -100,7 +111,8 @@ def read_checkpoint(
     """Load weights and optimizer in place; returns the position to go on from.
 
     Raises:
-        StorageError: if the checkpoint does not fit the model, naming what is missing.
+        StorageError: if the checkpoint is damaged or does not fit the model, naming what is
+            missing.
     """
     state = json.loads(storage.read_text(f"{FOLDER}/{name}/state.json"))
     if state.pop("format", None) != FORMAT:
@@ -108,7 +120,7 @@ def read_checkpoint(
     load_weights(storage, name, encoder)
     if storage.exists(f"{FOLDER}/{name}/loss.safetensors"):
         _load(loss, storage.read_bytes(f"{FOLDER}/{name}/loss.safetensors"), name)
-    tensors = load_tensors(storage.read_bytes(f"{FOLDER}/{name}/optimizer.safetensors"))
+    tensors = _tensors(storage.read_bytes(f"{FOLDER}/{name}/optimizer.safetensors"), name)
     try:
         _join_optimizer(optimizer, tensors, state.pop("optimizer"))
     except ValueError as error:
@@ -126,9 +138,15 @@ def remove_checkpoints(storage: Storage, keep: set[str]) -> list[str]:
     gone = []
     for name in storage.names(FOLDER):
         if name.startswith("epoch-") and name not in keep:
-            storage.delete(f"{FOLDER}/{name}")
+            _delete(storage, name)
             gone.append(name)
     return gone
+
+
+def _delete(storage: Storage, name: str) -> None:
+    """`state.json` goes first: a checkpoint that is half deleted is invisible."""
+    storage.delete(f"{FOLDER}/{name}/state.json")
+    storage.delete(f"{FOLDER}/{name}")
 
 
 def _flat(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -145,10 +163,18 @@ def _flat(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _load(module: nn.Module, data: bytes, name: str) -> None:
+    tensors = _tensors(data, name)
     try:
-        module.load_state_dict(load_tensors(data))
+        module.load_state_dict(tensors)
     except RuntimeError as error:
         raise StorageError(f"The checkpoint {name} does not fit the model: {error}") from None
+
+
+def _tensors(data: bytes, name: str) -> dict[str, Tensor]:
+    try:
+        return dict(load_tensors(data))
+    except SafetensorError as error:
+        raise StorageError(f"The checkpoint {name} is damaged: {error}") from None
 
 
 def _split_optimizer(

@@ -28,7 +28,6 @@ from typing import Any
 
 import torch
 
-from ftray import __version__
 from ftray.callbacks.base import (
     Decision,
     Evaluate,
@@ -41,10 +40,7 @@ from ftray.callbacks.base import (
 )
 from ftray.data.dataset import StepRows
 from ftray.errors import RunFailedError
-from ftray.evaluation.evaluator import evaluate
 from ftray.events import (
-    CheckpointRemoved,
-    CheckpointSaved,
     EpochEnded,
     EvaluationEnded,
     Event,
@@ -56,22 +52,15 @@ from ftray.events import (
     StepEnded,
 )
 from ftray.losses.registry import build_loss
-from ftray.models.artifact import write_artifact
 from ftray.models.layout import Layout
 from ftray.models.registry import load_encoder
 from ftray.record.storage import Storage
 from ftray.runtime.base import Runtime
 from ftray.training.bridge import CallbackDispatcher
-from ftray.training.checkpoint import (
-    Position,
-    checkpoint_name,
-    latest_checkpoint,
-    load_weights,
-    read_checkpoint,
-    remove_checkpoints,
-    write_checkpoint,
-)
+from ftray.training.checkpoint import Position
+from ftray.training.evaluate import evaluate
 from ftray.training.job import Job
+from ftray.training.keeper import Keeper
 from ftray.training.optim import build_optimizer, build_scheduler
 from ftray.training.precision import Precision
 from ftray.training.reduce import gather_rows
@@ -96,7 +85,6 @@ class Loop:
         self.job = job
         self.config = job.config
         self.runtime = runtime
-        self.storage = Storage(job.run_uri)
         self.layout: Layout = "padded" if self.config.packing == "padded" else "bucketed"
         self.plan = job.plan()
         self.encoder = load_encoder(
@@ -114,6 +102,9 @@ class Loop:
         total = self.config.epochs * self.plan.steps_per_epoch
         self.scheduler = build_scheduler(self.config, self.optimizer, total)
         self.callbacks = CallbackDispatcher(job.callbacks, runtime)
+        self.keeper = Keeper(
+            Storage(job.run_uri), self.encoder, self.loss, self.optimizer, self._tell
+        )
         self.position = Position()
         self.stop: Stop | None = None
         self.last_loss = math.nan
@@ -140,13 +131,9 @@ class Loop:
             raise
 
     def _begin(self) -> None:
-        newest = self.runtime.broadcast(
-            latest_checkpoint(self.storage) if self.runtime.rank == 0 else None
-        )
+        newest = self.runtime.broadcast(self.keeper.newest() if self.runtime.rank == 0 else None)
         if newest is not None:
-            self.position = read_checkpoint(
-                self.storage, newest, self.encoder, self.loss, self.optimizer
-            )
+            self.position = self.keeper.restore(newest)
             self.scheduler.load_state_dict(self.position.scheduler)
             self.precision.load_state_dict(self.position.scaler)
             if self.runtime.rank == 0:
@@ -178,9 +165,13 @@ class Loop:
         )
         best = self.position.best
         if self.runtime.rank == 0:
-            if best is not None:
-                load_weights(self.storage, best["name"], self.encoder)
-            self._artifact()
+            facts = {
+                "base_model": self.config.model,
+                "run": self.job.run_uri,
+                "metrics": self.position.metrics,
+            }
+            with self._timed("checkpoint"):
+                self.keeper.write_artifact(self.position, facts)
         return FitEnded(
             status="STOPPED" if outside else "FINISHED",
             reason=self.stop.reason if self.stop else "",
@@ -398,54 +389,11 @@ class Loop:
                 position.scheduler = self.scheduler.state_dict()
                 position.scaler = self.precision.state_dict()
                 position.callbacks = self.callbacks.state_dict()
-                name = self._write_checkpoint(best)
+                if best is not None:
+                    position.mark_best(best.monitor, best.value)
+                name = self.keeper.save(position, is_best=best is not None)
             name = self.runtime.broadcast(name)
-            assert name is not None
             self.runtime.commit(f"checkpoints/{name}", dict(position.metrics))
-
-    def _write_checkpoint(self, best: MarkBest | None) -> str:
-        position = self.position
-        previous = latest_checkpoint(self.storage)
-        if best is not None:
-            position.best = {
-                "name": checkpoint_name(position),
-                "monitor": best.monitor,
-                "value": best.value,
-                "epoch": position.epoch,
-                "global_step": position.global_step,
-            }
-        name = write_checkpoint(self.storage, position, self.encoder, self.loss, self.optimizer)
-        self.runtime.emit(
-            CheckpointSaved(
-                name=name,
-                epoch=position.epoch,
-                step=position.step,
-                global_step=position.global_step,
-                best=best is not None,
-                metrics=dict(position.metrics),
-            )
-        )
-        keep = {name} | ({previous} if previous else set())
-        if position.best is not None:
-            keep.add(position.best["name"])
-        for gone in remove_checkpoints(self.storage, keep):
-            self.runtime.emit(CheckpointRemoved(name=gone))
-        return name
-
-    def _artifact(self) -> None:
-        best = self.position.best
-        with self._timed("checkpoint"):
-            write_artifact(
-                self.storage,
-                self.encoder,
-                {
-                    "base_model": self.config.model,
-                    "run": self.job.run_uri,
-                    "global_step": best["global_step"] if best else self.position.global_step,
-                    "metrics": self.position.metrics,
-                    "ftray": __version__,
-                },
-            )
 
     # ---------------------------------------------------------------- small things
 

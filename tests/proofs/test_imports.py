@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 
 import ftray
+from ftray import callbacks
 
 PACKAGE = Path(ftray.__file__).parent
 HEAVY = "ray torch transformers docarray faiss pandas sentence_transformers".split()
 LIGHT = {
     "import ftray": HEAVY,
-    "from ftray.callbacks import Callback, EvaluationCallback, BestModelCheckpoint, EarlyStopping": (
-        HEAVY
-    ),
+    f"from ftray.callbacks import {', '.join(callbacks.__all__)}": HEAVY,
     "import ftray.config": HEAVY,
     # num_workers=0: the loop, with all that it needs, knows no Ray
     "import ftray.training.loop, ftray.runtime.local, sentence_transformers": ["ray"],

@@ -1,0 +1,256 @@
+"""Optimizers and schedules by name: what decays, what is refused, and the learning rates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ftray.config import FitConfig
+from ftray.errors import ConfigError
+from ftray.losses.registry import build_loss
+from ftray.training.optim import (
+    SCHEDULER_OPTIONS,
+    SCHEDULERS,
+    build_optimizer,
+    build_scheduler,
+    check_optimizer,
+    check_scheduler,
+)
+
+torch.set_num_threads(1)
+
+ADAPTIVE = ("AdamW", "Adam", "Adafactor", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam")
+
+
+def config(**options: Any) -> FitConfig:
+    return FitConfig(model="m", train_data="t", **options)
+
+
+def encoder() -> nn.Sequential:
+    return nn.Sequential(nn.Embedding(5, 4), nn.LayerNorm(4), nn.Linear(4, 3))
+
+
+def proxies() -> nn.Module:
+    return build_loss("ProxyAnchorLoss", {}, embedding_dim=3, n_groups=2, seed=0)
+
+
+def no_parameters() -> nn.Module:
+    return build_loss("TripletMarginLoss", {}, embedding_dim=3, n_groups=2, seed=0)
+
+
+def rates(steps: int, total: int, **options: Any) -> list[float]:
+    """The learning rate of each step."""
+    given = config(learning_rate=1.0, optimizer="SGD", **options)
+    optimizer = build_optimizer(given, encoder(), no_parameters())
+    scheduler = build_scheduler(given, optimizer, total)
+    seen = []
+    for _ in range(steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
+def optimizer_refused(name: str, **options: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_optimizer(name, options)
+    return str(caught.value)
+
+
+def scheduler_refused(name: str | None, **options: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_scheduler(name, options)
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------- optimizers
+
+
+def test_biases_norms_and_the_loss_do_not_decay() -> None:
+    net, loss = encoder(), proxies()
+    optimizer = build_optimizer(config(optimizer_options={"weight_decay": 0.5}), net, loss)
+    groups = {group["name"]: group for group in optimizer.param_groups}
+    assert {name: group["weight_decay"] for name, group in groups.items()} == {
+        "decayed": 0.5,
+        "plain": 0.0,
+        "loss": 0.0,
+    }
+    names = {id(p): name for name, p in net.named_parameters()}
+    assert [names[id(p)] for p in groups["decayed"]["params"]] == ["0.weight", "2.weight"]
+    assert [names[id(p)] for p in groups["plain"]["params"]] == ["1.weight", "1.bias", "2.bias"]
+    assert [id(p) for p in groups["loss"]["params"]] == [id(p) for p in loss.parameters()]
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "Adafactor"])
+def test_step_without_gradient_shrinks_only_what_decays(name: str) -> None:
+    net, loss = encoder(), proxies()
+    nn.init.ones_(net[2].bias)  # type: ignore[arg-type]
+    given = config(optimizer=name, optimizer_options={"weight_decay": 0.5}, learning_rate=0.1)
+    optimizer = build_optimizer(given, net, loss)
+    everything = dict(net.named_parameters()) | dict(loss.named_parameters())
+    before = {key: p.detach().clone() for key, p in everything.items()}
+    for parameter in everything.values():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    changed = {key for key, p in everything.items() if not torch.equal(p, before[key])}
+    assert changed == {"0.weight", "2.weight"}
+
+
+def test_default_is_adamw_at_five_in_a_hundred_thousand() -> None:
+    optimizer = build_optimizer(config(), encoder(), no_parameters())
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert {group["lr"] for group in optimizer.param_groups} == {5e-5}
+    assert [group["name"] for group in optimizer.param_groups] == ["decayed", "plain"]
+
+
+def test_frozen_weights_are_left_out() -> None:
+    net = encoder()
+    net[0].requires_grad_(False)
+    optimizer = build_optimizer(config(), net, no_parameters())
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 3]
+
+
+@pytest.mark.parametrize("name", [*ADAPTIVE, "SGD", "ASGD", "RMSprop", "Rprop"])
+def test_every_optimizer_lowers_a_loss(name: str) -> None:
+    torch.manual_seed(0)
+    net = encoder()
+    rate = 1.0 if name == "Adadelta" else 0.02
+    optimizer = build_optimizer(config(optimizer=name, learning_rate=rate), net, no_parameters())
+    losses = []
+    for _ in range(30):
+        loss = (net(torch.arange(5)) - 1).square().mean()
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+
+
+def test_options_reach_the_optimizer() -> None:
+    given = config(optimizer_options={"betas": [0.5, 0.6], "eps": 1e-3, "fused": False})
+    (group, _) = build_optimizer(given, encoder(), no_parameters()).param_groups
+    assert (list(group["betas"]), group["eps"], group["fused"]) == ([0.5, 0.6], 1e-3, False)
+
+
+def test_unknown_optimizer_gets_the_nearest() -> None:
+    assert optimizer_refused("AdamX").startswith("There is no optimizer 'AdamX'. Did you mean")
+    assert "Did you mean 'SGD'" in optimizer_refused("sgd")
+
+
+@pytest.mark.parametrize("name", ["LBFGS", "SparseAdam", "Muon"])
+def test_optimizer_that_cannot_be_used_says_why(name: str) -> None:
+    message = optimizer_refused(name)
+    assert message.startswith(f"optimizer = '{name}' cannot be used here: it ")
+
+
+def test_unknown_option_of_an_optimizer_gets_the_nearest() -> None:
+    assert optimizer_refused("AdamW", weight_decy=0.1) == (
+        "optimizer_options.weight_decy: AdamW has no such option. Did you mean 'weight_decay'?"
+    )
+    assert "SGD has no such option" in optimizer_refused("SGD", betas=[0.9, 0.99])
+
+
+def test_learning_rate_is_not_an_option_of_the_optimizer() -> None:
+    assert optimizer_refused("AdamW", lr=0.1) == (
+        "optimizer_options.lr: give learning_rate instead"
+    )
+
+
+@pytest.mark.parametrize("options", [{"betas": [0.9, 2]}, {"eps": -1}, {"betas": "x"}])
+def test_impossible_value_is_an_error_of_the_configuration(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="optimizer_options do not fit AdamW: "):
+        build_optimizer(config(optimizer_options=options), encoder(), no_parameters())
+
+
+# ---------------------------------------------------------------- schedules
+
+
+def test_default_warms_up_over_a_tenth_and_falls_to_zero() -> None:
+    seen = rates(101, 100)
+    assert seen[:11] == pytest.approx([i / 10 for i in range(11)])
+    assert seen[10:] == pytest.approx([1 - i / 90 for i in range(91)])
+
+
+@pytest.mark.parametrize("name", sorted(set(SCHEDULERS) - {"constant"}))
+@pytest.mark.parametrize("options", [{"warmup_ratio": 0.2}, {"num_warmup_steps": 20}])
+def test_every_schedule_but_constant_warms_up(name: str, options: dict[str, Any]) -> None:
+    seen = rates(100, 100, scheduler=name, scheduler_options=options)
+    assert seen[:21] == pytest.approx([i / 20 for i in range(21)])
+    assert max(seen) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "middle", "end"),
+    [
+        ("constant", 1.0, 1.0),
+        ("constant_with_warmup", 1.0, 1.0),
+        ("linear", 0.5, 0.0),
+        ("cosine", 0.5, 0.0),
+        ("cosine_with_restarts", 0.5, 0.0),
+        ("polynomial", 0.5, 1e-7),
+        ("inverse_sqrt", (1 + 40 / 20) ** -0.5, (1 + 80 / 20) ** -0.5),
+    ],
+)
+def test_rate_in_the_middle_and_at_the_end(name: str, middle: float, end: float) -> None:
+    options = {} if name == "constant" else {"num_warmup_steps": 20}
+    if name == "inverse_sqrt":
+        options["timescale"] = 20
+    seen = rates(101, 100, scheduler=name, scheduler_options=options)
+    assert seen[60] == pytest.approx(middle, rel=1e-6)
+    assert seen[100] == pytest.approx(end, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [(name, option) for name, options in SCHEDULER_OPTIONS.items() for option in sorted(options)],
+)
+def test_no_option_of_a_schedule_is_ignored(name: str, option: str) -> None:
+    value = {"num_cycles": 3, "timescale": 7, "lr_end": 0.25, "power": 3}[option]
+    changed = rates(30, 30, scheduler=name, scheduler_options={option: value})
+    assert changed != rates(30, 30, scheduler=name)
+
+
+@pytest.mark.parametrize("total", [0, 1, 2])
+def test_shortest_runs_have_a_rate(total: int) -> None:
+    assert rates(1, total) == [1.0]
+
+
+def test_unknown_schedule_gets_the_nearest() -> None:
+    assert scheduler_refused("cosin").startswith("There is no scheduler 'cosin'. Did you mean 'cos")
+
+
+def test_unknown_option_of_a_schedule_gets_the_nearest() -> None:
+    assert scheduler_refused(None, warmup_ration=0.1) == (
+        "scheduler_options.warmup_ration: linear has no such option. Did you mean 'warmup_ratio'?"
+    )
+    assert "constant has no such option" in scheduler_refused("constant", warmup_ratio=0.1)
+    assert "linear has no such option" in scheduler_refused("linear", num_cycles=2)
+
+
+def test_warm_up_is_given_in_one_way() -> None:
+    message = scheduler_refused("linear", warmup_ratio=0.1, num_warmup_steps=3)
+    assert message == "scheduler_options: give warmup_ratio or num_warmup_steps, not both"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"warmup_ratio": 1.5},
+        {"warmup_ratio": "a tenth"},
+        {"num_warmup_steps": -1},
+        {"num_warmup_steps": 2.5},
+    ],
+)
+def test_impossible_warm_up_names_key_and_value(options: dict[str, Any]) -> None:
+    ((key, value),) = options.items()
+    assert scheduler_refused("linear", **options).startswith(
+        f"scheduler_options.{key} = {value!r}: "
+    )
+
+
+def test_schedule_that_refuses_its_options_is_an_error_of_the_configuration() -> None:
+    with pytest.raises(ConfigError, match=r"scheduler_options do not fit polynomial: .*lr_end"):
+        rates(1, 10, scheduler="polynomial", scheduler_options={"lr_end": 2.0})
