@@ -253,6 +253,7 @@ def make_plan(
     batch_size: int,
     items_per_class: int,
     seed: int,
+    what: str = "training",
 ) -> Plan:
     """The plan of one data set.
 
@@ -263,6 +264,7 @@ def make_plan(
         batch_size: rows of a whole step.
         items_per_class: K of a class-balanced step.
         seed: makes the plan.
+        what: "training" or "validation", for messages.
 
     Raises:
         DataError: for fewer than two groups: there would be no negatives.
@@ -270,14 +272,14 @@ def make_plan(
     """
     n_groups = len(np.unique(groups))
     if n_groups < 2:
-        what = "class" if rows.shape[1] == 1 else "group of pairs that share texts"
+        form = "class" if rows.shape[1] == 1 else "group of pairs that share texts"
         raise DataError(
-            f"The {len(rows)} training rows form {n_groups} {what}: at least two are needed, "
+            f"The {len(rows)} {what} rows form {n_groups} {form}: at least two are needed, "
             "else no text is anything's negative and there is nothing to learn."
         )
     if batch_size > len(rows):
         raise ConfigError(
-            f"batch_size = {batch_size}, but there are only {len(rows)} training rows. Give a "
+            f"batch_size = {batch_size}, but there are only {len(rows)} {what} rows. Give a "
             f"batch_size of at most {len(rows)}, or leave it out: the default shrinks to the data."
         )
     if sampler == "class":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import tempfile
+import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from ftray.errors import StorageError
 
 __all__ = ["Storage"]
 
+URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:/")
 COPY_CHUNK_BYTES = 4 * 1024 * 1024
 
 
@@ -30,13 +33,14 @@ class Storage:
     """
 
     def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/") or "/"
         try:
-            if re.match(r"^[a-z][a-z0-9+.\\-]+://", uri):
-                self.filesystem, self.root = fs.FileSystem.from_uri(uri)
-                self.uri = uri.rstrip("/")
+            if URI.match(uri):
+                self.filesystem, root = fs.FileSystem.from_uri(uri)
+                self.root = root.rstrip("/")
             else:
-                self.root = os.path.abspath(os.path.expanduser(uri))
-                self.filesystem, self.uri = fs.LocalFileSystem(), self.root
+                self.root = self.uri = os.path.abspath(os.path.expanduser(uri))
+                self.filesystem = fs.LocalFileSystem()
         except (OSError, ValueError) as error:
             raise StorageError(f"storage_path '{uri}' cannot be used: {error}") from None
 
@@ -50,7 +54,11 @@ class Storage:
 
     def under(self, *parts: str) -> Storage:
         """A folder below this one."""
-        return Storage("/".join([self.uri, *parts]))
+        if not URI.match(self.uri):
+            return Storage("/".join([self.uri, *parts]))
+        place, mark, options = self.uri.partition("?")
+        quoted = [urllib.parse.quote(part) for part in parts]
+        return Storage("/".join([place.rstrip("/"), *quoted]) + mark + options)
 
     def path(self, name: str = "") -> str:
         """The file system's own path of a file here."""
@@ -68,6 +76,8 @@ class Storage:
                 try:
                     os.mkdir(self.root)
                 except FileExistsError:
+                    if not os.path.isdir(self.root):
+                        raise
                     return not exclusive
                 return True
             if exclusive and self.names():
@@ -85,7 +95,10 @@ class Storage:
     def names(self, folder: str = "") -> list[str]:
         """Names of the files and folders directly below, in order; none if there is no folder."""
         selector = fs.FileSelector(self.path(folder), allow_not_found=True)
-        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+        try:
+            return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+        except NotADirectoryError:
+            return []
 
     def read_bytes(self, name: str) -> bytes:
         """A whole file.
@@ -114,9 +127,13 @@ class Storage:
                 return
             os.makedirs(os.path.dirname(path), exist_ok=True)
             partial = f"{path}.{os.getpid()}.tmp"
-            with open(partial, "wb") as file:
-                file.write(data)
-            os.replace(partial, path)
+            try:
+                with open(partial, "wb") as file:
+                    file.write(data)
+                os.replace(partial, path)
+            finally:
+                with contextlib.suppress(OSError):
+                    os.unlink(partial)
         except OSError as error:
             raise StorageError(f"{path} cannot be written: {error}") from None
 

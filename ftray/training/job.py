@@ -7,7 +7,7 @@ starts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from ftray.callbacks.base import Callback
 from ftray.callbacks.evaluation import EvaluationCallback
@@ -15,7 +15,7 @@ from ftray.callbacks.monitor import check_monitor
 from ftray.callbacks.registry import resolve_callbacks
 from ftray.config import FitConfig
 from ftray.data.dataset import TrainSet, train_set
-from ftray.data.plan import Plan, make_plan
+from ftray.data.plan import Plan, Sampler, make_plan
 from ftray.data.readers import read_records
 from ftray.errors import ConfigError
 from ftray.evaluation.spec import EvaluationSpec
@@ -25,6 +25,8 @@ from ftray.models.registry import locate_model
 from ftray.training.optim import check_optimizer, check_scheduler
 
 __all__ = ["Job", "prepare"]
+
+SMALLEST_CLASS_BATCH = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ class Job:
     model: str
     train: TrainSet
     val: TrainSet | None
-    sampler: Literal["class", "random", "pairs"]
+    sampler: Sampler
     batch_size: int
     evaluations: tuple[EvaluationSpec, ...]
     callbacks: tuple[Callback, ...]
@@ -57,22 +59,25 @@ class Job:
 
     def plan(self) -> Plan:
         """The steps of every epoch."""
-        return self._plan(self.train, self.batch_size)
+        return self._plan(self.train, self.batch_size, self.sampler, "training")
 
     def val_plan(self) -> Plan | None:
         """The steps of the validation loss; the same in every epoch."""
         if self.val is None:
             return None
-        return self._plan(self.val, min(self.batch_size, len(self.val)))
+        batch_size = min(self.batch_size, len(self.val))
+        sampler = "random" if batch_size < SMALLEST_CLASS_BATCH else self.sampler
+        return self._plan(self.val, batch_size, sampler, "validation")
 
-    def _plan(self, data: TrainSet, batch_size: int) -> Plan:
+    def _plan(self, data: TrainSet, batch_size: int, sampler: Sampler, what: str) -> Plan:
         return make_plan(
-            self.sampler,
+            sampler,
             rows=data.rows,
             groups=data.groups,
             batch_size=batch_size,
             items_per_class=self.config.num_items_per_class,
             seed=self.config.seed,
+            what=what,
         )
 
 
@@ -149,14 +154,15 @@ def _check_fit(config: FitConfig, train: TrainSet) -> None:
         raise ConfigError("sampler = 'pairs', but train_data is labelled: 'class' or 'random'")
     if config.sampler == "class" and train.kind == "pairs":
         raise ConfigError("sampler = 'class', but train_data holds pairs: 'pairs' or 'random'")
-    if config.eval_data is not None and config.loss in CLASSIFICATION_LOSSES:
+    by_class = config.loss in CLASSIFICATION_LOSSES or config.loss_options.get("learn_beta")
+    if config.eval_data is not None and by_class:
         raise ConfigError(
-            f"{config.loss} has a vector for each class of train_data; the classes of eval_data "
-            "may be others. Use val_split for a validation loss with this loss."
+            f"{config.loss} learns something for each class of train_data; the classes of "
+            "eval_data may be others. Use val_split for a validation loss with this loss."
         )
 
 
-def _sampler(config: FitConfig, train: TrainSet) -> Literal["class", "random", "pairs"]:
+def _sampler(config: FitConfig, train: TrainSet) -> Sampler:
     if config.sampler != "auto":
         return config.sampler
     if train.kind == "pairs":

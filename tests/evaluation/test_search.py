@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ftray.errors import ConfigError, DataError
-from ftray.evaluation.search import DISTANCES, ExactIndex
+from ftray.evaluation.search import ExactIndex
+from ftray.evaluation.spec import DISTANCES
 
 
 def brute_force(ids, vectors, queries, k, distance, exclude=None):

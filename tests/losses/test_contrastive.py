@@ -99,7 +99,7 @@ def test_pairs_that_share_a_text_in_any_column_are_no_negatives(second: list[int
 def test_pairs_that_all_share_a_text_teach_nothing() -> None:
     embeddings, inputs = batch([[0, 1], [0, 2], [0, 3]])
     loss = InfoNCE()(embeddings, inputs, WHOLE)
-    assert float(loss) == 0
+    assert loss.item() == 0
     (gradient,) = torch.autograd.grad(loss, embeddings)
     assert gradient.abs().max() < 1e-12
 

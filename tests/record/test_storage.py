@@ -183,14 +183,12 @@ def test_local_path_may_hold_any_sign(tmp_path: Path) -> None:
         assert (tmp_path / name / "a").read_text() == name
 
 
-@pytest.mark.xfail(strict=True, reason="Storage.under does not quote the parts of a URI")
 @pytest.mark.parametrize("name", ["run 1", "größe", "a#b", "a?b=c", "a%20b"])
 def test_folder_below_a_uri_may_hold_any_sign(name: str, tmp_path: Path) -> None:
     Storage(f"file://{tmp_path}").under(name).write_text("a", name)
     assert (tmp_path / name / "a").read_text() == name
 
 
-@pytest.mark.xfail(strict=True, reason="Storage.under appends to the options of a URI")
 def test_folder_below_a_uri_with_options_is_another_folder(tmp_path: Path) -> None:
     below = Storage(f"file://{tmp_path}?region=eu").under("run")
     assert below.path() == f"{tmp_path}/run"
@@ -240,7 +238,6 @@ def test_file_in_place_of_a_folder_cannot_be_written(local: Storage) -> None:
     assert local.read_text("a/b") == "1"
 
 
-@pytest.mark.xfail(strict=True, reason="Storage.write_bytes leaves its partial file")
 def test_write_that_fails_leaves_no_partial_file(local: Storage) -> None:
     local.write_text("a/b", "1")
     with pytest.raises(StorageError):

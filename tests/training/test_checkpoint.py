@@ -18,7 +18,6 @@ from ftray.losses.registry import build_loss
 from ftray.record.storage import Storage
 from ftray.training.checkpoint import (
     Position,
-    checkpoint_name,
     latest_checkpoint,
     load_weights,
     read_checkpoint,
@@ -234,9 +233,21 @@ def test_names_sort_as_the_training_goes() -> None:
         Position(epoch=1, step=12),
         Position(epoch=12),
     ]
-    names = [checkpoint_name(position) for position in positions]
+    names = [position.name for position in positions]
     assert names[1:3] == ["epoch-0001", "epoch-0001-step-000003"]
     assert names == sorted(names)
+
+
+def test_best_is_the_checkpoint_of_its_position() -> None:
+    position = Position(epoch=2, global_step=20)
+    position.mark_best("val_loss", 0.25)
+    assert position.best == {
+        "name": "epoch-0002",
+        "monitor": "val_loss",
+        "value": 0.25,
+        "epoch": 2,
+        "global_step": 20,
+    }
 
 
 def test_latest_is_the_one_with_most_steps(storage: Storage) -> None:
