@@ -81,22 +81,28 @@ def fit(
     job = prepare(config, storage.uri)
     if resumed:
         _check_same(job, storage)
-    elif not storage.create(exclusive=True):
-        raise _exists(storage)
-    storage.check_writable()
     session = RunSession(storage, config.model, listeners)
-    return _run(job, session, _facts(config, job))
+    train = _trainer(job, session)
+    with session.stop.on_signals(session.say):
+        if not resumed and not storage.create(exclusive=True):
+            raise _exists(storage)
+        storage.check_writable()
+        return _run(job, session, train, _facts(config, job))
 
 
-def _run(job: Job, session: RunSession, facts: dict[str, Any]) -> Run:
+def _run(
+    job: Job, session: RunSession, train: Callable[[], FitEnded], facts: dict[str, Any]
+) -> Run:
     session.open(facts)
+    name = session.storage.uri.rsplit("/", 1)[-1]
     try:
-        with session.stop.on_signals(session.say):
-            session.say(f"Run '{session.storage.uri.rsplit('/', 1)[-1]}' in {session.storage.uri}")
-            for note in job.notes:
-                session.say(note)
-            ended = _train(job, session)
-            session.finish(ended)
+        session.say(f"Run '{name}' in {session.storage.uri}")
+        for note in job.notes:
+            session.say(note)
+        ended = train()
+        if ended.status == "STOPPED":
+            session.say(f"To go on: the same again with run_name: {name} and resume: auto")
+        session.finish(ended)
     except KeyboardInterrupt:
         session.interrupted()
         raise
@@ -110,16 +116,25 @@ def _run(job: Job, session: RunSession, facts: dict[str, Any]) -> Run:
     return Run(session.storage)
 
 
-def _train(job: Job, session: RunSession) -> FitEnded:
+def _trainer(job: Job, session: RunSession) -> Callable[[], FitEnded]:
+    """What trains.
+
+    In this process the model is loaded here, so that no run is on record if it cannot be; on Ray
+    the workers load it.
+    """
     if job.config.num_workers == 0:
         from ftray.runtime.local import LocalRuntime, local_device
         from ftray.training.loop import Loop
 
         device = local_device(job.config.device)
-        return Loop(job, LocalRuntime(device, job.evaluations, session.emit, session.stop)).run()
+        return Loop(job, LocalRuntime(device, job.evaluations, session.emit, session.stop)).run
+    from ftray.losses.registry import build_loss
+
+    config = job.config  # wrong options are to be said before Ray starts
+    build_loss(config.loss, config.loss_options, embedding_dim=8, n_groups=2, seed=0)
     from ftray.cluster.trainer import fit_on_ray
 
-    return fit_on_ray(job, session)
+    return lambda: fit_on_ray(job, session)
 
 
 def _place(config: FitConfig) -> tuple[Storage, bool]:

@@ -39,7 +39,7 @@ class Run:
     @property
     def name(self) -> str:
         """The run's name: the last part of its path."""
-        return self._storage.root.rstrip("/").rsplit("/", 1)[-1]
+        return str(self._storage.root.rstrip("/").rsplit("/", 1)[-1])
 
     @property
     def path(self) -> str:

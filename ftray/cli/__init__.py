@@ -11,14 +11,10 @@ __all__ = ["main"]
 def main() -> None:
     """Entry point of the `ftray` command."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch is imported
-    from ftray.cli.app import app
-    from ftray.errors import FtrayError
-
     try:
-        app(standalone_mode=True)
-    except FtrayError as error:
-        print(f"ftray: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+        from ftray.cli.app import app
+
+        app(prog_name="ftray")
+    except KeyboardInterrupt:  # of a verb: see `ftray.cli.app.Verbs`
         print("ftray: interrupted", file=sys.stderr)
         sys.exit(130)

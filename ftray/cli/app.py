@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+import sys
+from typing import Annotated, Any, Optional
 
 import typer
+from typer.core import TyperGroup
+
+from ftray.errors import FtrayError
+
+
+class Verbs(TyperGroup):
+    """Ends the process with our exit codes, whatever the version of typer makes of Ctrl-C."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except FtrayError as error:
+            print(f"ftray: {error}", file=sys.stderr)
+            raise SystemExit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print("ftray: interrupted", file=sys.stderr)
+            raise SystemExit(130) from None
+
 
 app = typer.Typer(
     name="ftray",
+    cls=Verbs,
     help="Fine-tune embedding models for retrieval on Ray.",
     no_args_is_help=True,
     add_completion=False,
@@ -21,15 +42,22 @@ Experiment = Annotated[Optional[str], typer.Option(help="Look only in this exper
 RunName = Annotated[str, typer.Argument(help="A run's name, or its path.", metavar="RUN")]
 
 
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    if version:
+def _version(asked: bool) -> None:
+    if asked:
         from ftray import __version__
 
         print(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()

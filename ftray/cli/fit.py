@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 
 from rich.console import Console
 
@@ -14,13 +15,15 @@ __all__ = ["run"]
 
 
 def run(config: str, overrides: Sequence[str], as_json: bool) -> None:
-    """Fit, then print the metrics; with JSON the log goes to standard error."""
+    """Fit, then print the metrics; with JSON all the rest goes to standard error."""
     loaded = load_config(config, overrides)
     from ftray.api import fit
     from ftray.report.console import RunConsole
 
-    console = Console(file=sys.stderr if as_json else sys.stdout, highlight=False)
-    done = fit(loaded, listeners=[RunConsole(console)])
+    log = sys.stderr if as_json else sys.stdout
+    console = Console(file=log, highlight=False)
+    with redirect_stdout(log):  # also what users' callbacks and libraries print
+        done = fit(loaded, listeners=[RunConsole(console)])
     if as_json:
         summary = {
             "name": done.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ DEFAULTS = {
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads slow each other down on shared cores
     "TOKENIZERS_PARALLELISM": "false",
 }
+CONNECT_TIMEOUT_S = 5.0
 JOINED_DEFAULTS = ("OMP_WAIT_POLICY", "TOKENIZERS_PARALLELISM")
 
 
@@ -76,17 +78,34 @@ def _join_or_start() -> bool:
     """Whether a new cluster was started."""
     environment = {"env_vars": {name: os.environ[name] for name in JOINED_DEFAULTS}}
     address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _check_address(address)
     try:
         ray.init(address=address or "auto", runtime_env=environment, logging_level=logging.ERROR)
         return False
     except ConnectionError as error:
         if address:
-            raise ClusterError(
-                f"No Ray cluster answers at RAY_ADDRESS = '{address}': {error}. Start one there, "
-                "or unset RAY_ADDRESS: then ftray starts Ray on this machine."
-            ) from None
+            raise ClusterError(_no_answer(address, error)) from None
     ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR)
     return True
+
+
+def _check_address(address: str) -> None:
+    """Refuse an address where nobody listens; `ray.init` would wait for minutes."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ClusterError(_no_answer(address, error)) from None
+
+
+def _no_answer(address: str, error: Exception) -> str:
+    return (
+        f"No Ray cluster answers at RAY_ADDRESS = '{address}' ({error}). Start one there, "
+        "or unset RAY_ADDRESS: then ftray starts Ray on this machine."
+    )
 
 
 def _dashboard() -> str | None:

@@ -50,10 +50,11 @@ class FailAtOnce(UserCallback):  # type: ignore[misc]
         self._mailbox.push.remote([Log(level="WARNING", message=message)])
 
 
-class LocalTrainer(TorchTrainer):  # type: ignore[misc]
-    """A trainer for a Ray session of our own, which has no dashboard and ends with the fit.
+class TrainerWithoutCleaner(TorchTrainer):  # type: ignore[misc]
+    """A trainer for a Ray session without a dashboard.
 
-    Ray's placement-group cleaner asks the dashboard for its data and would warn once a second.
+    Ray's placement-group cleaner asks the dashboard for its data: without one it warns once a
+    second and cleans nothing. The groups end with the driver's job all the same.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -97,7 +98,7 @@ def _trainer(
         if best
         else {}
     )
-    cls = LocalTrainer if connection.own else TorchTrainer
+    cls = TorchTrainer if connection.dashboard else TrainerWithoutCleaner
     return cls(
         train_worker,
         train_loop_config=setup,
