@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ftray.config import FitConfig, validated
-from ftray.errors import ConfigError, RunExistsError, RunNotFoundError
+from ftray.errors import ConfigError, RunExistsError, RunNotFoundError, StorageError
 from ftray.record.environment import environment
 from ftray.record.names import fresh_name
 from ftray.record.reader import RecordReader
@@ -123,10 +124,14 @@ def _trainer(job: Job, session: RunSession) -> Callable[[], FitEnded]:
     the workers load it.
     """
     if job.config.num_workers == 0:
+        import torch
+
         from ftray.runtime.local import LocalRuntime, local_device
         from ftray.training.loop import Loop
 
         device = local_device(job.config.device)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("device = 'cuda', but torch sees no GPU here: 'cpu', or 'auto'")
         return Loop(job, LocalRuntime(device, job.evaluations, session.emit, session.stop)).run
     from ftray.losses.registry import build_loss
 
@@ -140,6 +145,7 @@ def _trainer(job: Job, session: RunSession) -> Callable[[], FitEnded]:
 def _place(config: FitConfig) -> tuple[Storage, bool]:
     """The run directory, and whether it holds a run to continue."""
     root = Storage(config.storage_path)
+    _check_folder(root)
     experiment = root.under(config.experiment_name)
     if config.run_name is None:
         if config.resume == "must":
@@ -155,6 +161,19 @@ def _place(config: FitConfig) -> tuple[Storage, bool]:
         status = RecordReader(storage).status()["status"]
         raise RunExistsError(f"The run {storage.uri} is {status}: there is nothing to continue")
     return storage, exists
+
+
+def _check_folder(root: Storage) -> None:
+    """Refuse a local storage_path that cannot become a folder, before anything is read."""
+    if not root.is_local:
+        return
+    place = Path(root.root)
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise StorageError(f"storage_path '{root.uri}' cannot be a folder: '{place}' is a file")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise StorageError(f"storage_path '{root.uri}': '{place}' cannot be written to")
 
 
 def _exists(storage: Storage) -> RunExistsError:

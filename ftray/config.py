@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from ftray.errors import ConfigError, nearest
 
@@ -129,6 +129,21 @@ class FitConfig(BaseModel):
     def _path_to_str(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
 
+    @field_validator(
+        "csv_options",
+        "loss_options",
+        "optimizer_options",
+        "scheduler_options",
+        "callbacks",
+        mode="before",
+    )
+    @classmethod
+    def _none_is_nothing(cls, value: Any, info: ValidationInfo) -> Any:
+        """A key left empty in YAML, and None in Python, stand for the default."""
+        if value is None and info.field_name is not None:
+            return cls.model_fields[info.field_name].get_default(call_default_factory=True)
+        return value
+
     @field_validator("num_workers", mode="before")
     @classmethod
     def _worker_count(cls, value: Any) -> Any:
@@ -162,6 +177,15 @@ _Loader.add_implicit_resolver(
 
 def _parse_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)
+
+
+def _yaml_problem(error: Exception) -> str:
+    """PyYAML's message in one line, with the line of the file."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark = error.problem_mark
+    context = f" {error.context}" if error.context else ""
+    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}{context}"
 
 
 def validated(values: Mapping[str, Any], *, where: str = "") -> FitConfig:
@@ -209,11 +233,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> FitConfig:
     file = Path(path)
     if not file.is_file():
         names = [p.name for p in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
-        raise ConfigError(f"There is no file '{path}'.{nearest(file.name, names)}")
+        there = nearest(file.name, names).replace(" Valid:", " There are:")
+        raise ConfigError(f"There is no file '{path}'.{there}")
     try:
         values = _parse_yaml(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {_yaml_problem(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no options: a mapping such as 'model: minilm' is expected")
     values = _expand(apply_overrides(values, overrides), where=str(path))
@@ -234,7 +259,8 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
         try:
             value = _parse_yaml(raw)
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {text}: the value is not valid YAML: {error}") from None
+            problem = _yaml_problem(error)
+            raise ConfigError(f"--set {text}: the value is not valid YAML: {problem}") from None
         target: Any = result
         parts = key.split(".")
         for part in parts[:-1]:
@@ -272,7 +298,7 @@ def _expand(value: Any, *, where: str) -> Any:
 
 def _variable(name: str, where: str) -> str:
     if name not in os.environ:
-        raise ConfigError(
-            f"{where}: the environment variable '{name}' is not set.{nearest(name, os.environ)}"
-        )
+        close = nearest(name, os.environ)
+        hint = close if "Did you mean" in close else ""  # others are not the reader's business
+        raise ConfigError(f"{where}: the environment variable '{name}' is not set.{hint}")
     return os.environ[name]

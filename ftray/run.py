@@ -234,7 +234,8 @@ def find_run(name: str, experiment_name: str | None = None, storage_path: str = 
         places = ", ".join(run.path for run in found)
         raise RunNotFoundError(f"Several runs are named '{name}': {places}. Give one's path.")
     known = [run.name for run in find_runs(experiment_name, storage_path)]
-    hint = nearest(name, known) if known else " There are no runs there."
+    last = name.rstrip("/").rsplit("/", 1)[-1]
+    hint = nearest(last, known) if known else " There are no runs there."
     raise RunNotFoundError(f"There is no run '{name}' under '{storage_path}'.{hint}")
 
 

@@ -159,8 +159,13 @@ def _load_path(
         return _load_folder(path, where=where, named=named)
     if not path.is_file():
         folder = path.parent
-        others = [p.name for p in folder.iterdir() if p.is_file()] if folder.is_dir() else []
-        there = nearest(path.name, others) if folder.is_dir() else f" Nor is there '{folder}'."
+        known = (*_CSV, ".parquet", *_JSON)
+        others = []
+        if folder.is_dir():
+            others = [p.name for p in folder.iterdir() if p.suffix.lower() in known or p.is_dir()]
+        there = nearest(path.name, others).replace(" Valid:", " There are:")
+        if not folder.is_dir():
+            there = f" Nor is there '{folder}'."
         raise DataError(f"{where}: there is no file '{source}'.{there}")
     if ending not in (*_CSV, ".parquet", *_JSON):
         valid = ", ".join((*_CSV, ".parquet", *_JSON))

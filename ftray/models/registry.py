@@ -119,8 +119,11 @@ def _why(name: str, place: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if os.path.isdir(place):
         return f"The model in '{name}' cannot be loaded: {reason}"
+    from huggingface_hub import is_offline_mode
+
+    offline = "HF_HUB_OFFLINE is set. " if is_offline_mode() else ""
     return (
-        f"The model '{name}' cannot be loaded from the Hugging Face hub: {reason} "
-        "If the hub cannot be reached from here, give a local folder or a registry name: "
+        f"The model '{name}' cannot be loaded from the Hugging Face hub: {reason.rstrip('.')}. "
+        f"{offline}If the hub cannot be reached from here, give a local folder or a registry name: "
         + ", ".join(f"'{known}'" for known in MODELS)
     )

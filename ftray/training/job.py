@@ -200,12 +200,8 @@ def _check_monitors(callbacks: list[Callback], *, has_val: bool) -> None:
 
 
 def _data_notes(name: str, data: TrainSet) -> list[str]:
-    """One line for each source: what it is, how many rows, what was noticed."""
-    if data.kind == "labelled":
-        what = f"{len(data)} rows in {data.n_groups} classes"
-    else:
-        what = f"{len(data)} pairs"
-    return [f"{name}: {what} from {data.source}" + _joined(data.notes)]
+    """One line for each source: how it was read, how many rows, what was noticed."""
+    return [f"{name}: {data.source}: {'; '.join(data.notes) or f'{len(data)} rows'}"]
 
 
 def _val_notes(val: TrainSet | None) -> list[str]:
@@ -213,15 +209,7 @@ def _val_notes(val: TrainSet | None) -> list[str]:
 
 
 def _eval_notes(evaluations: tuple[EvaluationSpec, ...]) -> list[str]:
-    return [
-        f"{spec.name}: {len(spec.data.query_texts)} queries over "
-        f"{len(spec.data.document_texts)} documents" + _joined(spec.data.notes)
-        for spec in evaluations
-    ]
-
-
-def _joined(notes: tuple[str, ...]) -> str:
-    return f" ({'; '.join(notes)})" if notes else ""
+    return [f"{spec.name}: {'; '.join(spec.data.notes)}" for spec in evaluations]
 
 
 def _provenance(

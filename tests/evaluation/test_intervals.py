@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ftray.evaluation.intervals import paired_change
+
+
+def test_an_interval_covers_the_mean_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for trial in range(200):
+        before = rng.random(80)
+        after = before + rng.normal(0.1, 0.3, 80)
+        change = paired_change(before, after, resamples=500, seed=trial)
+        covered += change.low <= 0.1 <= change.high
+    assert 0.9 <= covered / 200 <= 0.99
+
+
+def test_no_change_is_an_interval_of_nothing():
+    change = paired_change([0.5, 0.1], [0.5, 0.1])
+    assert (change.mean, change.low, change.high) == (0, 0, 0)
+
+
+def test_queries_are_paired():
+    before = np.linspace(0, 1, 50)
+    change = paired_change(before, before + 0.01)
+    assert change.low == pytest.approx(0.01) and change.high == pytest.approx(0.01)
