@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ftray.config import FitConfig, validated
+from ftray.config import CsvOptions, FitConfig, validated
 from ftray.errors import ConfigError, RunExistsError, RunNotFoundError, StorageError
+from ftray.events import Log
 from ftray.record.environment import environment
 from ftray.record.names import fresh_name
 from ftray.record.reader import RecordReader
@@ -83,6 +84,9 @@ def fit(
     if resumed:
         _check_same(job, storage)
     session = RunSession(storage, config.model, listeners)
+    if config.num_workers == 0:
+        for listener in listeners:  # it takes seconds, and nothing is on record yet
+            listener(Log(message=f"Loading the model {config.model}"))
     train = _trainer(job, session)
     with session.stop.on_signals(session.say):
         if not resumed and not storage.create(exclusive=True):
@@ -338,7 +342,7 @@ def encode(
     return vectors
 
 
-def read_texts(data: Any) -> list[str]:
+def read_texts(data: Any, *, columns: Mapping[str, str] | None = None) -> list[str]:
     """The texts of anything `encode` takes: one column, the items, or the queries of pairs."""
     if (
         isinstance(data, Sequence)
@@ -348,7 +352,7 @@ def read_texts(data: Any) -> list[str]:
         return list(data)
     from ftray.data.readers import read_records
 
-    records = read_records(data, where="data")
+    records = read_records(data, columns=columns, where="data")
     texts: list[str] = records.table.column(0 if records.kind != "pairs" else "query").to_pylist()
     return texts
 
@@ -363,6 +367,8 @@ def evaluate(
     batch_size: int = 32,
     max_length: int | None = None,
     exclude_self: bool = True,
+    columns: Mapping[str, str] | None = None,
+    csv_options: Mapping[str, Any] | CsvOptions | None = None,
 ) -> dict[str, float]:
     """Retrieval metrics of a model, in this process; the options are EvaluationCallback's.
 
@@ -380,6 +386,8 @@ def evaluate(
         distance=distance,
         batch_size=batch_size,
         exclude_self=exclude_self,
+        columns=columns,
+        csv_options=csv_options,
     )
     spec = callback.prepare(0)
     encoder = get_model(model, max_length=max_length) if isinstance(model, str | Path) else model

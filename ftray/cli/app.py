@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Optional
 
 import typer
@@ -14,16 +16,27 @@ from ftray.errors import FtrayError
 class Verbs(TyperGroup):
     """Ends the process with our exit codes, whatever the version of typer makes of Ctrl-C."""
 
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """Read the command line."""
+        with _exit_codes():
+            return super().make_context(*args, **options)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the verb."""
-        try:
+        with _exit_codes():
             return super().invoke(ctx)
-        except FtrayError as error:
-            print(f"ftray: {error}", file=sys.stderr)
-            raise SystemExit(error.exit_code) from None
-        except KeyboardInterrupt:
-            print("ftray: interrupted", file=sys.stderr)
-            raise SystemExit(130) from None
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    try:
+        yield
+    except FtrayError as error:
+        print(f"ftray: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("ftray: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 app = typer.Typer(
@@ -39,6 +52,10 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 StoragePath = Annotated[str, typer.Option(help="Folder or URI under which runs are kept.")]
 Experiment = Annotated[Optional[str], typer.Option(help="Look only in this experiment.")]
+Columns = Annotated[
+    Optional[list[str]],
+    typer.Option("--column", help="A column of the data by its role, as in item=body."),
+]
 RunName = Annotated[str, typer.Argument(help="A run's name, or its path.", metavar="RUN")]
 
 
@@ -147,12 +164,13 @@ def evaluate(
     ),
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     max_length: Annotated[Optional[int], typer.Option(help="Longest text in tokens.")] = None,
+    column: Columns = None,
     as_json: Json = False,
 ) -> None:
     """Measure a model's retrieval quality, without training."""
     from ftray.cli.evaluate import run
 
-    run(model, query, index, limit, distance, batch_size, max_length, as_json)
+    run(model, query, index, limit, distance, batch_size, max_length, column or [], as_json)
 
 
 @app.command()
@@ -163,11 +181,12 @@ def encode(
     role: Annotated[str, typer.Option(help="query or document, for models with prompts.")] = "",
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     max_length: Annotated[Optional[int], typer.Option(help="Longest text in tokens.")] = None,
+    column: Columns = None,
 ) -> None:
     """Embed texts and write them to a file."""
     from ftray.cli.encode import run
 
-    run(model, data, output, role, batch_size, max_length)
+    run(model, data, output, role, batch_size, max_length, column or [])
 
 
 @app.command()

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
+from ftray.cli.columns import parse_columns
 from ftray.errors import ConfigError, StorageError
 
 __all__ = ["run"]
 
 
 def run(
-    model: str, data: str, output: str, role: str, batch_size: int, max_length: int | None
+    model: str,
+    data: str,
+    output: str,
+    role: str,
+    batch_size: int,
+    max_length: int | None,
+    columns: Sequence[str],
 ) -> None:
     """Embed the texts of a file; nothing that exists is overwritten."""
     target = Path(output)
@@ -28,14 +37,20 @@ def run(
 
     from ftray.api import encode, get_model, read_texts
 
-    texts = read_texts(data)
+    texts = read_texts(data, columns=parse_columns(columns))
     vectors = encode(
         get_model(model, max_length=max_length), texts, role=role, batch_size=batch_size
     )
-    if target.suffix == ".npy":
-        np.save(target, vectors)
-    else:
-        flat = pa.array(vectors.reshape(-1))
-        column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-        pq.write_table(pa.table({"text": texts, "embedding": column}), target)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with partial.open("wb") as file:
+            if target.suffix == ".npy":
+                np.save(file, vectors)
+            else:
+                flat = pa.array(vectors.reshape(-1))
+                column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+                pq.write_table(pa.table({"text": texts, "embedding": column}), file)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
     print(f"{len(texts)} embeddings of width {vectors.shape[1]} in {output}")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
+
+from ftray.cli.columns import parse_columns
 
 __all__ = ["run"]
 
@@ -18,6 +21,7 @@ def run(
     distance: str,
     batch_size: int,
     max_length: int | None,
+    columns: Sequence[str],
     as_json: bool,
 ) -> None:
     """Evaluate a model in this process and print its metrics."""
@@ -31,6 +35,7 @@ def run(
         distance=distance,
         batch_size=batch_size,
         max_length=max_length,
+        columns=parse_columns(columns),
     )
     if as_json:
         print(json.dumps(metrics))

@@ -45,6 +45,7 @@ def _lines(run: Run) -> list[tuple[str, Any]]:
     data = run.facts.get("data", {})
     lines = [
         ("Run", run.name),
+        *([("Description", config["description"])] if config.get("description") else []),
         ("Status", run.status() + (f": {run.details}" if run.details else "")),
         ("Started", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started))),
         ("Took" if "ended_s" in times else "So far", duration_words(ended - started)),

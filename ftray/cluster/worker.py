@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ from ray.train.v2._internal.execution import context as reports
 
 from ftray.cluster.actors import ActorRetrieval, load_scorers
 from ftray.cluster.bridge import Sender
-from ftray.errors import FtrayError
+from ftray.errors import FtrayError, StorageError
 from ftray.events import Event
+from ftray.record.storage import Storage
 from ftray.runtime.base import Collectives
 from ftray.runtime.process_group import (
     LostWorkersError,
@@ -95,6 +97,14 @@ class RayRuntime:
         ray.train.report(metrics, checkpoint=checkpoint, checkpoint_upload_mode=mode)
 
 
+def _check_storage(run_uri: str) -> None:
+    if not Storage(run_uri).exists("run.yaml"):
+        raise StorageError(
+            f"The node {platform.node()} cannot see the run directory {run_uri}. On several nodes "
+            "storage_path must be a folder that all of them share, or a URI such as s3://bucket/runs"
+        )
+
+
 def train_worker(setup: dict[str, Any]) -> Any:
     """The function that Ray Train runs on every worker; rank 0's `FitEnded` is the result."""
     logging.getLogger(reports.__file__).setLevel(logging.WARNING)  # our record says it better
@@ -102,6 +112,7 @@ def train_worker(setup: dict[str, Any]) -> Any:
     job = ray.get(setup["job"])
     runtime = RayRuntime(sender, setup["scorers"], job.run_uri)
     try:
+        _check_storage(job.run_uri)
         if runtime.rank == 0:
             load_scorers(setup["scorers"])
         return Loop(job, runtime).run()

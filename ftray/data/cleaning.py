@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ftray.data.columns import Kind, Layout
+from ftray.data.columns import ROLES_OF, Kind, Layout
 from ftray.errors import DataError
 
 __all__ = [
@@ -72,24 +72,43 @@ def check_cells(table: pa.Table, layout: Layout, place: Place) -> None:
         )
 
 
-def guessed_kind(table: pa.Table, layout: Layout) -> tuple[Kind, str]:
+def guessed_kind(table: pa.Table, layout: Layout) -> tuple[Kind, pa.Table, str]:
     """Whether two columns without telling names are item and label, or query and document.
 
     Labels are short (at most 50 characters on average) and come again (at most half as many
-    distinct ones as rows).
+    distinct ones as rows). They stand second; first only if they are single words or numbers there,
+    for a query with several documents comes again as well.
+
+    Returns:
+        The kind, the table with its role names in their order, and what to say about it.
     """
-    second = table["second"]
-    distinct = pc.count_distinct(second).as_py()
-    short = pc.mean(pc.utf8_length(second)).as_py() <= _LABEL_CHARS
-    labelled = short and 2 * distinct <= len(second)
-    names = f"'{layout.columns['first']}', '{layout.columns['second']}'"
-    taken = "item, label" if labelled else "query, document"
-    why = f"{distinct:,} distinct values in {len(second):,} rows of the second"
-    return (
-        "labelled" if labelled else "pairs",
-        f"columns {names} were taken for {taken} ({why}); csv_options.is_labeled = "
-        f"{str(not labelled).lower()} if they are not, or name them with `columns`",
+    roles: tuple[str, str] = ("query", "document")
+    place = "second"
+    if _are_labels(table["second"]):
+        roles = ("item", "label")
+    elif _are_labels(table["first"]) and not pc.any(_has_space(table["first"])).as_py():
+        roles, place = ("label", "item"), "first"
+    kind: Kind = "pairs" if roles[0] == "query" else "labelled"
+    names = dict(zip(("first", "second"), roles, strict=True))
+    named = table.rename_columns([names.get(name, name) for name in table.column_names])
+    rest = [name for name in named.column_names if name not in roles]
+    distinct = pc.count_distinct(table[place]).as_py()
+    note = (
+        f"columns '{layout.columns['first']}', '{layout.columns['second']}' were taken for "
+        f"{', '.join(roles)} ({distinct:,} distinct values in {len(table):,} rows of the {place}); "
+        f"csv_options.is_labeled = {str(kind == 'pairs').lower()} if they are not, or name them "
+        "with `columns`"
     )
+    return kind, named.select([*ROLES_OF[kind], *rest]), note
+
+
+def _are_labels(column: pa.ChunkedArray) -> bool:
+    short = pc.mean(pc.utf8_length(column)).as_py() <= _LABEL_CHARS
+    return bool(short and 2 * pc.count_distinct(column).as_py() <= len(column))
+
+
+def _has_space(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.match_substring_regex(column, r"\s")
 
 
 def drawn_rows(count: int, share: float) -> pa.Array:

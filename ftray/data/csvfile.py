@@ -12,7 +12,8 @@ Detected, unless `CsvOptions` says it:
   a line; else comma;
 - header: the first row is a header if two of its cells (or its only one) are known column names;
   also if all its cells are different short single words, none of which comes again in its column,
-  and most cells of a column below are texts of several words.
+  and most cells of a column below are texts of several words; also if it holds no number, and all
+  cells of a column below are numbers.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ _SAMPLE_ROWS = 200
 _MAX_CELL_CHARS = 1 << 24
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 _FOREIGN = re.compile(r"\w*[^\W\x00-\x7f]\w*")
+_NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
 _WORD = re.compile(r"[A-Za-z_][\w.-]{0,29}")
 
 
@@ -175,6 +177,8 @@ def _load(
                 f"line {line} was taken as the header ({', '.join(first)}); "
                 "csv_options.header = false if it is data"
             )
+    elif options.header is None and len(first) > 1:
+        said.append(f"line {line} was taken as data; csv_options.header = true if it is a header")
     width = len(first)
     numbered = [f"column {place}" for place in range(1, width + 1)]
     names = [name.strip() or numbered[i] for i, name in enumerate(first)] if header else numbered
@@ -212,9 +216,13 @@ def _has_header(
     if _known_header(first):
         return True
     below = [row for row in rows[1:] if len(row) == len(first)]
-    if not below or len(set(first)) < len(first) or not all(_WORD.fullmatch(c) for c in first):
+    if not below or len(set(first)) < len(first):
         return False
     columns = [[row[i].strip() for row in below] for i in range(len(first))]
+    if any(all(_NUMBER.fullmatch(cell) for cell in column) for column in columns):
+        return not any(_NUMBER.fullmatch(cell) for cell in first)
+    if not all(_WORD.fullmatch(cell) for cell in first):
+        return False
     recurs = any(cell in column for cell, column in zip(first, columns, strict=True))
     has_texts = any(2 * sum(" " in cell for cell in column) > len(column) for column in columns)
     return has_texts and not recurs

@@ -16,7 +16,7 @@ from docarray import BaseDoc, DocList, DocVec
 from docarray.typing import NdArray
 
 from ftray.data.cleaning import guessed_kind, stripped
-from ftray.data.columns import ROLES_OF, Kind, Layout, resolve
+from ftray.data.columns import Kind, Layout, resolve
 from ftray.data.loading import Loaded, load_rows
 from ftray.errors import DataError
 
@@ -77,9 +77,7 @@ def doclist_to_table(docs: Any) -> tuple[Kind, pa.Table]:
     table = stripped(loaded.table)
     kind = loaded.layout.kind
     if kind is None:
-        kind, _ = guessed_kind(table, loaded.layout)
-        names = dict(zip(("first", "second"), ROLES_OF[kind], strict=True))
-        table = table.rename_columns([names.get(name, name) for name in table.column_names])
+        kind, table, _ = guessed_kind(table, loaded.layout)
     return kind, table
 
 

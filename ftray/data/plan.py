@@ -267,7 +267,8 @@ def make_plan(
         what: "training" or "validation", for messages.
 
     Raises:
-        DataError: for fewer than two groups: there would be no negatives.
+        DataError: for fewer than two groups: there would be no negatives; for a class-balanced
+            plan of single rows: there would be no positives.
         ConfigError: for a batch larger than the data, or a class batch that holds no two classes.
     """
     n_groups = len(np.unique(groups))
@@ -287,6 +288,12 @@ def make_plan(
             raise ConfigError(
                 f"batch_size = {batch_size} cannot hold two classes of two rows each; "
                 "give at least 4, or sampler: random"
+            )
+        if n_groups == len(rows) and what == "training":
+            raise DataError(
+                f"Each of the {n_groups} classes has one training row: no text is anything's "
+                "positive and there is nothing to learn. Give several texts for a class; if the "
+                "columns are pairs of texts, name them with `columns`, as query and document."
             )
         return ClassBalancedPlan(groups, batch_size, items_per_class, seed)
     if sampler == "pairs":

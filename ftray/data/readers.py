@@ -28,7 +28,7 @@ from ftray.data.cleaning import (
     stripped,
     summary,
 )
-from ftray.data.columns import ROLES_OF, Kind, Layout, resolve
+from ftray.data.columns import Kind, Layout, resolve
 from ftray.data.csvfile import load_csv
 from ftray.data.loading import (
     Choose,
@@ -244,10 +244,8 @@ def _records(loaded: Loaded, options: CsvOptions, source: str) -> Records:
     check_cells(table, loaded.layout, partial(_place, source, loaded.unit, positions))
     kind = loaded.layout.kind
     if kind is None:
-        kind, note = guessed_kind(table, loaded.layout)
+        kind, table, note = guessed_kind(table, loaded.layout)
         notes.append(note)
-        names = dict(zip(("first", "second"), ROLES_OF[kind], strict=True))
-        table = table.rename_columns([names.get(name, name) for name in table.column_names])
     if options.sampling_rate is not None:
         rows = drawn_rows(table.num_rows, options.sampling_rate)
         notes.append(f"{len(rows):,} of {table.num_rows:,} rows drawn (sampling_rate)")
