@@ -395,7 +395,7 @@ def evaluate(
     done = run_evaluation(
         spec, 0, encoder, runtime, layout="bucketed", on_progress=lambda *progress: None
     )
-    return done.scores.metrics
+    return done.metrics
 
 
 def list_models() -> list[str]:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from ftray.errors import ConfigError, nearest
 
-__all__ = ["CsvOptions", "FitConfig", "apply_overrides", "load_config", "validated"]
+__all__ = ["CsvOptions", "FitConfig", "apply_overrides", "load_config", "model_prefix", "validated"]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -164,6 +164,11 @@ class FitConfig(BaseModel):
     def batch_size_is_explicit(self) -> bool:
         """Whether the user gave the batch size (an explicit one never shrinks silently)."""
         return "batch_size" in self.model_fields_set
+
+
+def model_prefix(model: str) -> str:
+    """A model's name as metric lines write it: the last part of a path, with underscores."""
+    return model.rstrip("/").rsplit("/", 1)[-1].replace("-", "_")
 
 
 class _Loader(yaml.SafeLoader):

@@ -177,6 +177,7 @@ class EpochEnded(Event):
     metrics: dict[str, float]
     seconds: dict[str, float]
     texts_per_rank: list[int]
+    rows_left_out: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,9 @@ from ftray.events import EvaluationEnded
 from ftray.record.reader import RecordReader
 from ftray.record.session import STOP_FILE
 from ftray.record.storage import Storage
+from ftray.record.writer import DONE
 
-__all__ = ["Run", "find_run", "find_runs", "remove_run"]
-
-DONE = ("FINISHED", "FAILED", "STOPPED")
+__all__ = ["DONE", "Run", "find_run", "find_runs", "remove_run"]
 
 
 class Run:
@@ -39,7 +38,12 @@ class Run:
     @property
     def name(self) -> str:
         """The run's name: the last part of its path."""
-        return str(self._storage.root.rstrip("/").rsplit("/", 1)[-1])
+        return self._storage.name
+
+    @property
+    def experiment(self) -> str:
+        """The experiment's name: the folder that the run directory lies in."""
+        return str(self._storage.root.rsplit("/", 2)[-2])
 
     @property
     def path(self) -> str:
@@ -144,7 +148,7 @@ class Run:
         if name not in examples:
             raise FtrayError(f"There is no evaluation '{name}'.{nearest(name, examples)}")
         sides = examples[name]
-        after = [e for e in self._final_evaluations() if e.name == name]
+        after = [e for e in self._record.final_evaluations() if e.name == name]
         key = f"step-{after[-1].global_step:06d}" if after else ""
         return {"before": sides.get("before", {}), "after": sides.get(key, {})}
 
@@ -173,7 +177,7 @@ class Run:
         if when == "before":
             found = [e for e in self._evaluations() if e.when == "before"]
         else:
-            found = self._final_evaluations()
+            found = self._record.final_evaluations()
         steps = [e.global_step for e in found if e.name == evaluation]
         if not steps:
             raise FtrayError(f"Run '{self.name}' has no evaluation '{evaluation}' {when}")
@@ -182,19 +186,10 @@ class Run:
     def _evaluations(self) -> list[EvaluationEnded]:
         return [e for e in self._record.events() if isinstance(e, EvaluationEnded)]
 
-    def _final_evaluations(self) -> list[EvaluationEnded]:
-        """Evaluations of the weights that the artifact holds (while running: the newest)."""
-        last = self._record.artifact_step()
-        return [
-            e
-            for e in self._evaluations()
-            if e.when != "before" and (last is None or e.global_step <= last)
-        ]
-
     @property
     def artifact_id(self) -> str:
         """What `ftray.get_model` takes: the place of the artifact."""
-        return f"{self.path}/artifact"
+        return self._storage.under("artifact").uri
 
     def save_artifact(self, directory: str | Path = "artifacts") -> Path:
         """Copy the artifact to `directory/<run name>`; returns that folder.
@@ -222,11 +217,16 @@ def find_run(name: str, experiment_name: str | None = None, storage_path: str = 
         storage_path: under which folder or URI.
 
     Raises:
-        RunNotFoundError: with the nearest name; also if several experiments have the name.
+        RunNotFoundError: with the nearest name; also if several experiments have the name, or if
+            a folder is given that is no run directory.
     """
     direct = Storage(name) if "/" in name else None
-    if direct is not None and direct.exists("status.json"):
+    if direct is not None and RecordReader(direct).exists():
         return Run(direct)
+    if direct is not None and direct.exists():
+        raise RunNotFoundError(
+            f"The folder '{name}' is no run directory: run.yaml and status.json are missing there"
+        )
     found = [run for run in find_runs(experiment_name, storage_path) if run.name == name]
     if len(found) == 1:
         return found[0]
@@ -247,7 +247,7 @@ def find_runs(experiment_name: str | None = None, storage_path: str = "runs") ->
         Run(root.under(experiment, name))
         for experiment in experiments
         for name in root.names(experiment)
-        if root.exists(f"{experiment}/{name}/status.json")
+        if RecordReader(root.under(experiment, name)).exists()
     ]
     return sorted(runs, key=lambda run: run.times.get("created_s", 0.0))
 
@@ -256,8 +256,11 @@ def remove_run(run: Run) -> None:
     """Delete a run's directory with everything in it.
 
     Raises:
+        RunNotFoundError: if the folder is no run directory.
         FtrayError: while the run goes on.
     """
+    if not run._record.exists():
+        raise RunNotFoundError(f"The folder '{run.path}' is no run directory: it is not deleted")
     if run.status() not in DONE:
         raise FtrayError(f"Run '{run.name}' is {run.status()}; stop it first")
     run._storage.delete("")

@@ -98,7 +98,7 @@ def test_unset_variable_is_an_error_with_the_nearest_name(
     monkeypatch.setenv("FTRAY_TEST_DATA", "/data")
     message = refused_file(written(tmp_path, "eval_data: ${FTRAY_TEST_DATE}/eval.csv\n"))
     assert "fit.yaml: the environment variable 'FTRAY_TEST_DATE' is not set." in message
-    assert "Did you mean 'FTRAY_TEST_DATA'?" in message
+    assert "Did you mean 'FTRAY_TEST_DATA'" in message
 
 
 def test_missing_file_gets_the_nearest_name(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,6 +61,11 @@ class EvaluationCallback(Callback):
         for name, value in (("limit", limit), ("batch_size", batch_size)):
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"EvaluationCallback: {name} = {value!r}: a positive number")
+        if caption is not None and not re.fullmatch(r"\w[\w.\- ]{0,63}", caption):
+            raise ConfigError(
+                f"EvaluationCallback: caption = {caption!r}: letters, digits, '_', '-', '.' and "
+                "spaces, at most 64"
+            )
         if gather_examples and num_example_queries < 1:
             raise ConfigError("EvaluationCallback: num_example_queries: at least 1")
         self.query_data = query_data
@@ -75,6 +81,11 @@ class EvaluationCallback(Callback):
         self.csv_options = csv_options
         self.number = -1
 
+    @property
+    def name(self) -> str:
+        """What the record calls this evaluation: the caption, or "evaluation"."""
+        return self.caption or "evaluation"
+
     def prepare(self, number: int) -> EvaluationSpec:
         """Read the data on the driver, before anything starts; keep only the number.
 
@@ -82,7 +93,7 @@ class EvaluationCallback(Callback):
             DataError: for data that cannot be read or does not fit together.
         """
         spec = EvaluationSpec(
-            name=self.caption or "evaluation",
+            name=self.name,
             caption=self.caption,
             data=retrieval_set(
                 self.query_data,
@@ -104,7 +115,7 @@ class EvaluationCallback(Callback):
         return [f"{self.caption}_{name}" if self.caption else name for name in METRICS]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Workers get the prepared data another way: raw data does not travel."""
+        """Copies, such as those for workers, go without the raw data: it is prepared already."""
         return {**self.__dict__, "query_data": None, "index_data": None}
 
     def on_fit_begin(self, state: State) -> Evaluate | None:

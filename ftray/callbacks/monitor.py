@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ftray.config import model_prefix
 from ftray.errors import ConfigError, nearest
 
 __all__ = ["Mode", "Monitor", "Patience", "check_monitor", "resolve_mode"]
@@ -33,18 +34,22 @@ def resolve_mode(monitor: str, mode: str) -> Literal["min", "max"]:
     raise ConfigError(f"mode = '{mode}'.{nearest(mode, ('auto', 'min', 'max'))}")
 
 
-def check_monitor(owner: str, monitor: str, keys: Iterable[str]) -> None:
-    """Refuse a metric that will never exist.
+def check_monitor(owner: str, monitor: str, keys: Iterable[str], model: str = "") -> str:
+    """The key that is meant; a metric that will never exist is refused.
 
     Args:
         owner: the callback that asks.
         monitor: the metric's key.
         keys: the keys that the run will have.
+        model: the model's name: `{model}_{key}`, as the log lines write it, is `key`.
 
     Raises:
         ConfigError: listing the keys that will exist.
     """
     known = sorted(keys)
+    plain = monitor.removeprefix(f"{model_prefix(model)}_")
+    if monitor not in known and plain in known:
+        return plain
     if monitor not in known:
         hint = ""
         if monitor == "val_loss":
@@ -55,6 +60,7 @@ def check_monitor(owner: str, monitor: str, keys: Iterable[str]) -> None:
             f"{owner} monitors '{monitor}', which this run will never have.{shown}{hint} "
             f"It will have: {', '.join(known)}"
         )
+    return monitor
 
 
 @dataclass

@@ -6,31 +6,36 @@ creates them before training, so they outlive lost workers.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
+import faiss
 import numpy as np
 import numpy.typing as npt
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ftray.evaluation.scorer import Scorer, Scores
-from ftray.evaluation.spec import EvaluationSpec
 from ftray.runtime.process_group import LostWorkersError
+from ftray.training.job import Job
 
-__all__ = ["ActorRetrieval", "load_scorers", "start_scorers"]
+__all__ = ["SCORE_TIMEOUT_S", "ActorRetrieval", "drivers_node", "load_scorers", "start_scorers"]
 
-SCORE_TIMEOUT_S = 1800.0
+SCORE_TIMEOUT_S = 1500.0
 
 
 class ScorerActor:
     """A scorer as an actor: empty until `load`, which every attempt of a run calls again."""
 
     def __init__(self) -> None:
+        # Ray gives an actor without CPUs one thread; the workers wait while it searches
+        faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
         self._scorer: Scorer | None = None
 
-    def load(self, spec: EvaluationSpec) -> None:
-        """Begin anew with what to evaluate; the data is read from the object store."""
-        self._scorer = Scorer(spec)
+    def load(self, job: Job, number: int) -> None:
+        """Begin anew with evaluation `number`; the data is read from the object store."""
+        self._scorer = Scorer(job.evaluations[number])
 
     def add(self, side: str, batch: int, vectors: npt.NDArray[np.float32]) -> None:
         """See `Scorer.add`."""
@@ -46,19 +51,30 @@ class ScorerActor:
         return self._scorer
 
 
-def start_scorers(evaluations: Sequence[EvaluationSpec]) -> list[tuple[Any, list[Any]]]:
-    """One actor for each evaluation, with a reference to its data.
+def start_scorers(count: int) -> list[Any]:
+    """One actor for each evaluation, near the driver if possible.
 
-    The reference is in a list, so that the data does not travel with it. The actors cost no CPU to
-    place, so they never wait for one that a worker holds.
+    They cost no CPU to place, so they never wait for one that a worker holds.
     """
-    actor = ray.remote(ScorerActor).options(num_cpus=0, max_restarts=2)
-    return [(actor.remote(), [ray.put(spec)]) for spec in evaluations]
+    actor = ray.remote(ScorerActor).options(
+        num_cpus=0, max_restarts=2, scheduling_strategy=drivers_node(soft=True)
+    )
+    return [actor.remote() for _ in range(count)]
 
 
-def load_scorers(scorers: Sequence[tuple[Any, list[Any]]]) -> None:
-    """Rank 0, at the start of every attempt: give the actors their data."""
-    _get([actor.load.remote(reference) for actor, (reference,) in scorers])
+def drivers_node(*, soft: bool) -> NodeAffinitySchedulingStrategy:
+    """Placement on the node of the driver: if it is lost, so is the run's driver."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=soft)
+
+
+def load_scorers(actors: Sequence[Any], job: Any) -> None:
+    """Rank 0, at the start of every attempt: give the actors their data.
+
+    Args:
+        actors: their handles.
+        job: a reference to the `Job` in the object store.
+    """
+    _get([actor.load.remote(job, number) for number, actor in enumerate(actors)])
 
 
 class ActorRetrieval:
@@ -88,10 +104,13 @@ class ActorRetrieval:
 
 
 def _get(answer: Any) -> Any:
+    """Wait for an answer; an actor that is gone is a lost worker, its own errors are themselves."""
     try:
         return ray.get(answer, timeout=SCORE_TIMEOUT_S)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, Exception) and not isinstance(cause, RuntimeError):
+            raise cause from None
+        raise LostWorkersError(f"The evaluation actor failed: {cause}") from error
     except (ray.exceptions.RayError, TimeoutError) as error:
-        cause = getattr(error, "cause", None)
-        if cause is not None and not isinstance(cause, RuntimeError):
-            raise
         raise LostWorkersError(f"The evaluation actor did not answer: {error}") from error

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
 import ray
 
+from ftray.cluster.actors import drivers_node
 from ftray.events import Event
 
 __all__ = ["Mailbox", "Sender", "open_mailbox"]
 
 SEND_EVERY_S = 0.2
+CLOSE_TIMEOUT_S = 60.0
+
+logger = logging.getLogger(__name__)
 
 
 class Mailbox:
@@ -35,7 +40,8 @@ class Mailbox:
 
 def open_mailbox() -> Any:
     """A mailbox actor on the driver's behalf; it costs no CPU to place."""
-    return ray.remote(Mailbox).options(num_cpus=0).remote()
+    actor = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=drivers_node(soft=False))
+    return actor.remote()
 
 
 class Sender:
@@ -67,11 +73,17 @@ class Sender:
     def stop_requested(self) -> str | None:
         """The reason to stop, as far as answers have arrived; never waits."""
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            self._stop = ray.get(self._answer) or self._stop
+            try:
+                self._stop = ray.get(self._answer) or self._stop
+            except ray.exceptions.RayError:
+                self._stop = "the driver is gone"
             self._answer = None
         return self._stop
 
     def close(self) -> None:
-        """Send what is left and wait until it has arrived."""
-        ray.get(self._mailbox.push.remote(self._waiting), timeout=60)
+        """Send what is left and wait until it has arrived, if the driver is still there."""
+        try:
+            ray.get(self._mailbox.push.remote(self._waiting), timeout=CLOSE_TIMEOUT_S)
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            logger.warning("the last %d events did not arrive: %s", len(self._waiting), error)
         self._waiting = []

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+from ray._private.state import available_resources_per_node
 
 from ftray.config import FitConfig
 from ftray.errors import ClusterError
@@ -26,6 +28,7 @@ DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 CONNECT_TIMEOUT_S = 5.0
+FREE_TIMEOUT_S = 10.0
 JOINED_DEFAULTS = ("OMP_WAIT_POLICY", "TOKENIZERS_PARALLELISM")
 
 
@@ -137,20 +140,51 @@ def place(config: FitConfig) -> Placement:
             f"num_workers = {workers}, one GPU each, but the Ray cluster has {gpus} GPUs. "
             f"Give num_workers: {gpus}, or device: cpu"
         )
-    cpus = _cpus_for_each(workers)
-    if cpus < 1:
-        have = int(total.get("CPU", 0))
+    return Placement(
+        num_workers=workers, use_gpu=use_gpu, cpus_per_worker=_cpus_for_each(workers, use_gpu)
+    )
+
+
+def _cpus_for_each(workers: int, use_gpu: bool) -> int:
+    """The most CPUs such that all workers find room, none of them split over nodes.
+
+    CPUs that others hold do not count, but what is just being given back (by a run that ended a
+    moment ago) is waited for.
+    """
+    every = _most_cpus(_total(), workers, use_gpu)
+    if not every:
+        have = sum(int(node.get("CPU", 0)) for node in _total())
         raise ClusterError(
             f"num_workers = {workers} needs a CPU for each worker, but the Ray cluster has "
             f"{have}. Give num_workers: {max(have, 1)}, or 0 to train in this process"
         )
-    return Placement(num_workers=workers, use_gpu=use_gpu, cpus_per_worker=cpus)
+    deadline = time.monotonic() + FREE_TIMEOUT_S
+    free = _most_cpus(_available(), workers, use_gpu)
+    while free < every and time.monotonic() < deadline:
+        time.sleep(0.25)
+        free = _most_cpus(_available(), workers, use_gpu)
+    if not free:
+        raise ClusterError(
+            f"num_workers = {workers}: the Ray cluster is large enough, but others hold its CPUs "
+            f"{'or GPUs ' if use_gpu else ''}now. Free: {_available()}"
+        )
+    return free
 
 
-def _cpus_for_each(workers: int) -> int:
-    """The most CPUs such that all workers find room, none of them split over nodes."""
-    nodes = [int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]]
-    for cpus in range(max(nodes, default=0), 0, -1):
-        if sum(n // cpus for n in nodes) >= workers:
+def _most_cpus(nodes: list[dict[str, float]], workers: int, use_gpu: bool) -> int:
+    for cpus in range(int(max((n.get("CPU", 0) for n in nodes), default=0)), 0, -1):
+        room = 0
+        for node in nodes:
+            slots = int(node.get("CPU", 0)) // cpus
+            room += min(slots, int(node.get("GPU", 0))) if use_gpu else slots
+        if room >= workers:
             return cpus
     return 0
+
+
+def _total() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _available() -> list[dict[str, float]]:
+    return list(available_resources_per_node().values())

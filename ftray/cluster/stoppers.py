@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from ray.tune.stopper import Stopper
 
-from ftray.callbacks.monitor import Mode, Monitor, Patience, resolve_mode
+from ftray.callbacks.monitor import Mode, Monitor, Patience, check_monitor, resolve_mode
 
 __all__ = ["EarlyStoppingStopper"]
 
@@ -40,9 +39,14 @@ class EarlyStoppingStopper(Stopper):  # type: ignore[misc]
         return Patience(Monitor(mode, min_delta, baseline), patience)
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Take a trial's result; whether the trial is to stop. A missing metric never improves."""
+        """Take a trial's result; whether the trial is to stop.
+
+        Raises:
+            ConfigError: if the result has no such metric, listing those that it has.
+        """
+        check_monitor("EarlyStoppingStopper", self._monitor, result)
         rule = self._rules.setdefault(trial_id, self._rule())
-        rule.update(float(result.get(self._monitor, math.nan)))
+        rule.update(float(result[self._monitor]))
         return rule.exhausted
 
     def stop_all(self) -> bool:

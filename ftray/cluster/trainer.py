@@ -12,7 +12,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from ftray import errors
 from ftray.callbacks.best_model import BestModelCheckpoint
-from ftray.cluster.actors import start_scorers
+from ftray.cluster.actors import SCORE_TIMEOUT_S, start_scorers
 from ftray.cluster.bridge import open_mailbox
 from ftray.cluster.connect import Connection, Placement, connected, place
 from ftray.cluster.worker import FatalError, train_worker
@@ -24,8 +24,11 @@ from ftray.training.job import Job
 __all__ = ["fit_on_ray"]
 
 POLL_S = 0.1
-COLLECTIVE_TIMEOUT_S = 600
+COLLECTIVE_TIMEOUT_S = int(SCORE_TIMEOUT_S) + 300
+"""Ranks wait for each other while rank 0 waits for the scores."""
 CONTROLLER_FAILURES = 3
+PREEMPTIONS = 100
+WIND_DOWN_S = 30.0
 SNAPSHOT = "checkpoints/checkpoint_manager_snapshot.json"
 
 
@@ -75,14 +78,14 @@ def fit_on_ray(job: Job, session: RunSession) -> FitEnded:
         if connection.dashboard:
             session.say(f"Ray dashboard: {connection.dashboard}")
         mailbox = open_mailbox()
-        scorers = start_scorers(job.evaluations)
+        scorers = start_scorers(len(job.evaluations))
         try:
             setup = {"job": ray.put(job), "mailbox": mailbox, "scorers": scorers}
             session.storage.delete(SNAPSHOT)  # we continue from our own record
             trainer = _trainer(job, setup, placement, connection)
             return _watch(trainer, mailbox, session)
         finally:
-            for actor in (mailbox, *(actor for actor, _ in scorers)):
+            for actor in (mailbox, *scorers):
                 ray.kill(actor)
 
 
@@ -117,10 +120,11 @@ def _trainer(
             checkpoint_config=CheckpointConfig(**scoring),
             failure_config=FailureConfig(
                 max_failures=job.config.max_failures,
+                max_preemption_failures=PREEMPTIONS,
                 controller_failure_limit=CONTROLLER_FAILURES,
             ),
             callbacks=[FailAtOnce(setup["mailbox"])],
-            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),
         ),
     )
 
@@ -137,10 +141,16 @@ def _watch(trainer: TorchTrainer, mailbox: Any, session: RunSession) -> FitEnded
 
     thread = threading.Thread(target=work, name="ftray-trainer", daemon=True)
     thread.start()
-    while thread.is_alive():
-        thread.join(POLL_S)
-        for event in ray.get(mailbox.drain.remote(session.stop())):
-            session.emit(event)
+    try:
+        while thread.is_alive():
+            thread.join(POLL_S)
+            for event in ray.get(mailbox.drain.remote(session.stop())):
+                session.emit(event)
+    except BaseException:
+        # the workers must not go on without a driver: this session may outlive the run
+        mailbox.drain.remote("the driver was cut off")
+        thread.join(WIND_DOWN_S)
+        raise
     for event in ray.get(mailbox.drain.remote(None)):
         session.emit(event)
     if "error" in outcome:

@@ -48,13 +48,11 @@ class RayRuntime:
 
     Args:
         sender: the way to the driver.
-        scorers: the evaluation actors, each with a reference to its data.
+        scorers: handles of the evaluation actors.
         run_uri: the run directory.
     """
 
-    def __init__(
-        self, sender: Sender, scorers: Sequence[tuple[Any, list[Any]]], run_uri: str
-    ) -> None:
+    def __init__(self, sender: Sender, scorers: Sequence[Any], run_uri: str) -> None:
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
@@ -69,7 +67,7 @@ class RayRuntime:
         self.broadcast = group.broadcast
         self.barrier = group.barrier
         self._sender = sender
-        self._retrievals = [ActorRetrieval(actor) for actor, _ in scorers]
+        self._retrievals = [ActorRetrieval(actor) for actor in scorers]
         self._run_uri = run_uri
 
     def emit(self, event: Event) -> None:
@@ -114,7 +112,7 @@ def train_worker(setup: dict[str, Any]) -> Any:
     try:
         _check_storage(job.run_uri)
         if runtime.rank == 0:
-            load_scorers(setup["scorers"])
+            load_scorers(setup["scorers"], setup["job"])
         return Loop(job, runtime).run()
     except LostWorkersError:
         raise

@@ -7,6 +7,7 @@ stated to be relevant, however indirectly, for a negative. InfoNCE masks by the 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -118,7 +119,7 @@ class TrainSet:
             group_names=self.group_names,
             notes=(),
             source=source,
-            fingerprint=self.fingerprint,
+            fingerprint=hashlib.sha256(self.fingerprint.encode() + rows.tobytes()).hexdigest()[:16],
         )
 
     def split(self, share: float, seed: int) -> tuple[TrainSet, TrainSet]:

@@ -38,6 +38,22 @@ class Plan(Protocol):
         ...
 
 
+def step_sizes(n_rows: int, batch_size: int) -> Rows:
+    """Rows of each step: `batch_size`, but the last two share what is left evenly.
+
+    A last step of one or two rows would have next to no negatives.
+    """
+    steps = math.ceil(n_rows / batch_size)
+    sizes = np.full(steps, batch_size)
+    tail = n_rows - batch_size * (steps - 1)
+    if steps > 1:
+        both = batch_size + tail
+        sizes[-2:] = both - both // 2, both // 2
+    else:
+        sizes[-1] = tail
+    return sizes
+
+
 class _EpochwisePlan:
     """Keeps the last prepared epoch, so that its steps are addressed directly."""
 
@@ -69,7 +85,7 @@ class _EpochwisePlan:
 
 
 class RandomPlan(_EpochwisePlan):
-    """Every row once per epoch in random order; the last step may be smaller."""
+    """Every row once per epoch in random order; see `step_sizes` for the last two steps."""
 
     def __init__(self, n_rows: int, batch_size: int, seed: int) -> None:
         super().__init__(batch_size, math.ceil(n_rows / batch_size), seed)
@@ -77,7 +93,7 @@ class RandomPlan(_EpochwisePlan):
 
     def _prepare(self, epoch: int) -> tuple[list[Rows], int]:
         order = np.random.default_rng((self.seed, epoch)).permutation(self.n_rows)
-        return [order[i : i + self.batch_size] for i in range(0, self.n_rows, self.batch_size)], 0
+        return np.split(order, np.cumsum(step_sizes(self.n_rows, self.batch_size))[:-1]), 0
 
 
 class ClassBalancedPlan(_EpochwisePlan):
@@ -187,8 +203,7 @@ class PairsPlan(_EpochwisePlan):
         waits = (turn - epoch * n_steps) % np.maximum(size, 1) // n_steps
         hard = order[self._conflicting[order]]
         hard = hard[np.argsort(np.where(size > n_steps, waits, 0)[hard], kind="stable")]
-        room = np.full(n_steps, self.batch_size)
-        room[-1] = n - self.batch_size * (n_steps - 1)
+        room = step_sizes(n, self.batch_size)
         steps: list[list[int]] = [[] for _ in range(n_steps)]
         texts: list[set[int]] = [set() for _ in range(n_steps)]
         placed: Counter[int] = Counter()

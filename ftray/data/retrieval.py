@@ -42,6 +42,8 @@ class RetrievalSet:
             own document is among them if it is relevant; whoever excludes it, excludes it here.
         group_grades: their grades: 1, or what the judgements say, always above 0.
         own_document: the position of each query's own document, -1 where there is none, `(Q,)`.
+        symmetric: whether queries and documents are the same kind of text (labelled data), so
+            that no prompt tells them apart.
         notes: what a user should know.
         fingerprint: 16 hex digits over texts, ids and relevance.
     """
@@ -55,6 +57,7 @@ class RetrievalSet:
     group_documents: Numbers
     group_grades: npt.NDArray[np.float32]
     own_document: Numbers
+    symmetric: bool
     notes: tuple[str, ...]
     fingerprint: str
 
@@ -252,7 +255,8 @@ def _labelled(records: Records, index: Records | None) -> RetrievalSet:
             f"index_data: no label of {records.source} stands in {found.source}, so that no query "
             "has anything to find."
         )
-    return _assembled(queries, documents, _relevance(groups, members), own, notes)
+    relevance = _relevance(groups, members)
+    return _assembled(queries, documents, relevance, own, notes, symmetric=True)
 
 
 def _pairs(records: Records, index: Records | None) -> RetrievalSet:
@@ -325,7 +329,13 @@ def _relevance(groups: Numbers, members: Sequence[Numbers]) -> _Relevance:
 
 
 def _assembled(
-    queries: _Side, documents: _Side, relevance: _Relevance, own: Numbers, notes: tuple[str, ...]
+    queries: _Side,
+    documents: _Side,
+    relevance: _Relevance,
+    own: Numbers,
+    notes: tuple[str, ...],
+    *,
+    symmetric: bool = False,
 ) -> RetrievalSet:
     grades = relevance.grades
     if grades is None:
@@ -349,6 +359,7 @@ def _assembled(
         group_documents=relevance.documents,
         group_grades=grades,
         own_document=own,
+        symmetric=symmetric,
         notes=(
             *notes,
             *queries.notes,

@@ -11,13 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ftray.evaluation.spec import batches_of
 from ftray.models.layout import Layout
 from ftray.models.text import Features
 
-__all__ = ["TextModel", "batches_of", "encode_batch", "encode_texts", "evaluating"]
+__all__ = ["TextModel", "encode_batch", "encode_texts", "evaluating"]
 
 Floats = npt.NDArray[np.float32]
-Numbers = npt.NDArray[np.int64]
 
 
 class TextModel(Protocol):
@@ -43,23 +43,13 @@ class TextModel(Protocol):
         ...
 
 
-def batches_of(texts: Sequence[str], batch_size: int) -> list[Numbers]:
-    """Positions of texts of similar length, longest first, `batch_size` at a time.
-
-    The cut depends on the texts and the batch size alone: whoever encodes a batch, and however
-    many share the work, the numbers that come out are the same.
-    """
-    order = np.argsort([-len(text) for text in texts], kind="stable")
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-
-
 @contextmanager
 def evaluating(encoder: TextModel) -> Iterator[None]:
     """Evaluation mode without gradients; the mode is put back afterwards."""
     was_training = encoder.training
     encoder.train(False)
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             yield
     finally:
         encoder.train(was_training)
@@ -96,7 +86,7 @@ def encode_texts(
     result = np.zeros((len(texts), encoder.embedding_dim), np.float32)
     done = 0
     with evaluating(encoder):
-        for batch in batches_of(texts, batch_size):
+        for batch in batches_of([len(text) for text in texts], batch_size):
             result[batch] = encode_batch(encoder, [texts[i] for i in batch], role, layout)
             done += len(batch)
             if on_progress is not None:

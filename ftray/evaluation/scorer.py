@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ftray.evaluation.encode import batches_of
 from ftray.evaluation.metrics import judge, per_query
 from ftray.evaluation.search import ExactIndex
 from ftray.evaluation.spec import EvaluationSpec
@@ -55,10 +54,8 @@ class Scorer:
             RuntimeError: if a batch is missing (an encoder died between adding and scoring).
         """
         spec, data = self._spec, self._spec.data
-        documents = self._assemble("index", data.document_texts.to_pylist())
-        queries = (
-            documents if spec.one_set else self._assemble("query", data.query_texts.to_pylist())
-        )
+        documents = self._assemble("index")
+        queries = documents if spec.one_set else self._assemble("query")
         self._parts = {"query": {}, "index": {}}
         index = ExactIndex(documents.shape[1], spec.distance)
         index.add(data.document_ids, documents)
@@ -83,14 +80,12 @@ class Scorer:
             queries_without_relevant=int((judged.relevant == 0).sum()),
         )
 
-    def _assemble(self, side: str, texts: list[str]) -> Floats:
-        batches = batches_of(texts, self._spec.batch_size)
-        parts = self._parts[side]
+    def _assemble(self, side: str) -> Floats:
+        batches, parts = self._spec.batches[side], self._parts[side]
         missing = [i for i in range(len(batches)) if i not in parts]
         if missing:
             raise RuntimeError(f"{len(missing)} of {len(batches)} {side} batches did not arrive")
-        first = parts[0]
-        vectors = np.empty((len(texts), first.shape[1]), np.float32)
+        vectors = np.empty((sum(map(len, batches)), parts[0].shape[1]), np.float32)
         for number, batch in enumerate(batches):
             vectors[batch] = parts[number]
         return vectors

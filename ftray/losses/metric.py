@@ -130,7 +130,7 @@ class MetricLoss(StepLoss):
             return no_loss(embeddings)
         picked = embeddings[inputs.label_items]
         loss = self.inner(picked, inputs.labels)
-        if isinstance(loss, Tensor) and loss.requires_grad:
+        if isinstance(loss, Tensor) and (loss.requires_grad or not torch.is_grad_enabled()):
             return loss.reshape(())
         return no_loss(embeddings)  # no valid tuple in this step
 

@@ -19,8 +19,6 @@ Layout = Literal["padded", "bucketed"]
 FORWARD_COST_TOKENS = 200
 """What one more forward costs, as a number of padding tokens (MiniLM, two CPU cores)."""
 
-MAX_BUCKETS = 12
-
 
 def cut_by_length(lengths: Sequence[int], layout: Layout) -> list[list[int]]:
     """Which texts share a forward.
@@ -41,22 +39,16 @@ def cut_by_length(lengths: Sequence[int], layout: Layout) -> list[list[int]]:
         return [list(range(len(lengths)))]
     order = np.argsort(np.asarray(lengths), kind="stable")
     widths, counts = np.unique(np.asarray(lengths), return_counts=True)
-    ends = np.cumsum(counts)
-    n = len(widths)
-    least = np.full((MAX_BUCKETS + 1, n + 1), np.inf)
-    least[0, 0] = 0
-    came_from = np.zeros((MAX_BUCKETS + 1, n + 1), np.int64)
-    before = np.concatenate([[0], ends])
-    for bucket in range(1, MAX_BUCKETS + 1):
-        for j in range(1, n + 1):
-            costs = least[bucket - 1, :j] + (before[j] - before[:j]) * widths[j - 1]
-            i = int(np.argmin(costs))
-            least[bucket, j] = costs[i] + FORWARD_COST_TOKENS
-            came_from[bucket, j] = i
-    bucket = int(np.argmin(least[:, n]))
-    cuts, j = [], n
-    while bucket:
-        i = int(came_from[bucket, j])
+    before = np.concatenate([[0], np.cumsum(counts)])
+    least = np.zeros(len(widths) + 1)
+    came_from = np.zeros(len(widths) + 1, np.int64)
+    for j, width in enumerate(widths, start=1):
+        costs = least[:j] + (before[j] - before[:j]) * width
+        came_from[j] = np.argmin(costs)
+        least[j] = costs[came_from[j]] + FORWARD_COST_TOKENS
+    cuts, j = [], len(widths)
+    while j:
+        i = int(came_from[j])
         cuts.append(order[before[i] : before[j]].tolist())
-        bucket, j = bucket - 1, i
+        j = i
     return cuts[::-1]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -23,8 +24,11 @@ from ftray.events import (
     event_from_json,
 )
 from ftray.record.storage import Storage
+from ftray.record.writer import PART
 
 __all__ = ["RecordReader"]
+
+GONE_AFTER_S = 180.0
 
 
 class RecordReader:
@@ -37,10 +41,16 @@ class RecordReader:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
 
+    def exists(self) -> bool:
+        """Whether the folder holds a run: what it is, and how it stands."""
+        return self.storage.exists("run.yaml") and self.storage.exists("status.json")
+
     def status(self) -> dict[str, Any]:
         """The content of `status.json`.
 
-        A run that says STARTED while its process, on this machine, is gone is reported FAILED.
+        A run that says STARTED is reported FAILED if its process, on this machine, is gone, or if
+        it has not shown itself for three minutes, on whatever machine (`seen_s` is written every
+        half minute, by that machine's clock).
         """
         if not self.storage.exists("status.json"):
             return {"status": "CREATED", "details": ""}
@@ -48,8 +58,9 @@ class RecordReader:
         if status["status"] in ("CREATED", "STARTED") and not _alive(status):
             status.update(
                 status="FAILED",
-                details=f"the process that ran it ({status['pid']}) is gone without closing the "
-                "record; continue with resume: auto",
+                details=f"the process that ran it ({status.get('pid')} on {status.get('host')}) is "
+                "gone without closing the record; continue with resume: auto",
+                ended_s=status.get("seen_s", status.get("started_s", 0.0)),
             )
         return status
 
@@ -78,8 +89,12 @@ class RecordReader:
 
     def all_events(self) -> Iterator[Event]:
         """Every event in order of arrival, those of lost attempts too."""
-        for name in self.storage.names("events"):
-            for line in self.storage.read_text(f"events/{name}").splitlines():
+        for name in filter(PART.match, self.storage.names("events")):
+            try:
+                text = self.storage.read_text(f"events/{name}")
+            except FileNotFoundError:  # the run was deleted meanwhile
+                continue
+            for line in filter(None, text.split("\n")):  # splitlines also cuts at U+2028
                 event = event_from_json(line)
                 if event is not None:
                     yield event
@@ -101,24 +116,17 @@ class RecordReader:
 
         While the run goes on, "after" holds the newest ones.
         """
-        before: dict[str, float] = {}
-        after: dict[str, float] = {}
         events = self.events()
-        last_step = self.artifact_step()
-        for event in events:
-            if not isinstance(event, EvaluationEnded):
-                continue
-            values = {event.keys[name]: value for name, value in event.metrics.items()}
-            if event.when == "before":
-                before.update(values)
-            elif last_step is None or event.global_step <= last_step:
-                after.update(values)
-        return {"before": before, "after": after}
+        before = [e for e in events if isinstance(e, EvaluationEnded) and e.when == "before"]
+        return {"before": _by_key(before), "after": _by_key(_final(events))}
 
-    def artifact_step(self) -> int | None:
-        """The global step whose weights the artifact holds; None while the run goes on."""
-        ended = [event for event in self.events() if isinstance(event, FitEnded)]
-        return ended[-1].artifact_step if ended else None
+    def final_evaluations(self) -> list[EvaluationEnded]:
+        """The newest evaluation of each name, of the very weights that the artifact holds.
+
+        An evaluation that never saw these weights (the run was stopped in mid-epoch, say) is
+        missing. While the run goes on there is no artifact, and the newest ones are given.
+        """
+        return _final(self.events())
 
     def history(self) -> pa.Table:
         """One row per training step and per evaluation or epoch, in order.
@@ -175,6 +183,20 @@ def _history_row(event: Event) -> dict[str, Any] | None:
     }
 
 
+def _final(events: Sequence[Event]) -> list[EvaluationEnded]:
+    ended = [event.artifact_step for event in events if isinstance(event, FitEnded)]
+    newest: dict[str, EvaluationEnded] = {}
+    for event in events:
+        if isinstance(event, EvaluationEnded) and event.when != "before":
+            if not ended or event.global_step == ended[-1]:
+                newest[event.name] = event
+    return list(newest.values())
+
+
+def _by_key(evaluations: Sequence[EvaluationEnded]) -> dict[str, float]:
+    return {e.keys[name]: value for e in evaluations for name, value in e.metrics.items()}
+
+
 def _beyond(event: Event, started: FitStarted) -> bool:
     """Whether an event of an earlier attempt lies behind the point where `started` continues."""
     at = (started.first_epoch, started.first_step)
@@ -190,6 +212,8 @@ def _beyond(event: Event, started: FitStarted) -> bool:
 
 
 def _alive(status: dict[str, Any]) -> bool:
+    if time.time() - status.get("seen_s", 0.0) > GONE_AFTER_S:
+        return False  # also where another process has the pid by now
     if status.get("host") != platform.node() or "pid" not in status:
         return True
     try:

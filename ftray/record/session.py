@@ -5,13 +5,15 @@ from __future__ import annotations
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from ftray.errors import FtrayError, StorageError
 from ftray.events import Event, FitEnded, Log
-from ftray.record.narrator import duration_words, metric_lines, narrate
+from ftray.record.narrator import duration_words, metric_lines, narrate, time_split
 from ftray.record.reader import RecordReader
 from ftray.record.storage import Storage
 from ftray.record.writer import RecordWriter
@@ -20,6 +22,9 @@ __all__ = ["RunSession", "StopRequests"]
 
 STOP_FILE = "control/stop"
 CHECK_EVERY_S = 0.5
+BEAT_EVERY_S = 30.0
+
+Listener = Callable[[Event], None]
 
 
 class StopRequests:
@@ -33,10 +38,18 @@ class StopRequests:
         self._storage = storage
         self._reason: str | None = None
         self._looked = 0.0
+        self._say: Callable[[str], None] | None = None
+        self._unsaid: str | None = None
         self.signal: signal.Signals | None = None
 
     def __call__(self) -> str | None:
-        """The reason, or None; looks at the file at most twice a second."""
+        """The reason, or None; looks at the file at most twice a second.
+
+        The first call after a signal says that it was heard.
+        """
+        unsaid, self._unsaid = self._unsaid, None
+        if unsaid is not None and self._say is not None:
+            self._say(unsaid)
         now = time.monotonic()
         if self._reason is None and now - self._looked > CHECK_EVERY_S:
             self._looked = now
@@ -46,9 +59,10 @@ class StopRequests:
 
     @contextmanager
     def on_signals(self, say: Callable[[str], None]) -> Iterator[None]:
-        """Turn the first Ctrl-C or SIGTERM into a request; a second Ctrl-C interrupts at once.
+        """Turn the first Ctrl-C or SIGTERM into a request; a second one interrupts at once.
 
-        Outside the main thread signals stay as they are.
+        The handler only sets flags: it may run in the midst of a write to the console or the
+        record, which must not be entered twice. Outside the main thread signals stay as they are.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -59,9 +73,12 @@ class StopRequests:
                 raise KeyboardInterrupt
             self.signal = signal.Signals(number)
             name = "Ctrl-C" if number == signal.SIGINT else self.signal.name
+            self._unsaid = (
+                f"{name}: stopping at the next step, the checkpoint is kept. Again: stop at once."
+            )
             self._reason = f"{name} was received"
-            say(f"{name}: stopping at the next step, the checkpoint is kept. Again: stop at once.")
 
+        self._say = say
         before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -71,37 +88,97 @@ class StopRequests:
 
 
 class RunSession:
-    """Passes events to the record and to listeners, and closes the record whatever happens.
+    """Passes events to the record and to listeners, and closes both whatever happens.
+
+    A record that cannot be written fails the run. A listener that raises does not: the log says so
+    once, and the listener hears no more. Listeners that have a method `close` are closed when the
+    run ends, however it does.
 
     Args:
-        storage: the run directory, which exists.
+        storage: the run directory; it must exist when the session is opened.
         model: the model's name, for the metric lines.
         listeners: called with every event, after the record.
     """
 
-    def __init__(
-        self, storage: Storage, model: str, listeners: Sequence[Callable[[Event], None]]
-    ) -> None:
+    def __init__(self, storage: Storage, model: str, listeners: Sequence[Listener]) -> None:
         self.storage = storage
         self.stop = StopRequests(storage)
         self._model = model
         self._writer = RecordWriter(storage)
-        self._sinks: list[Callable[[Event], None]] = [self._writer, *listeners]
+        self._listeners: list[Listener] = list(listeners)
+        self._warnings: list[Log] = []
         self._started = time.monotonic()
         self._lock = threading.RLock()
+        self._over = threading.Event()
 
-    def open(self, facts: dict[str, Any]) -> None:
-        """Write what the run is, and that it has begun."""
+    def open(self, facts: dict[str, Any], *, resumed: bool = False) -> None:
+        """Write what the run is, and that it has begun; from now on the record shows it alive.
+
+        Args:
+            facts: what `run.yaml` holds.
+            resumed: whether the folder holds a run that goes on: its `run.yaml` then stays, and
+                tells of this attempt beside it.
+        """
         self.storage.delete(STOP_FILE)
-        self._writer.describe(facts)
+        if resumed:
+            self._writer.describe_resumed(facts)
+        else:
+            self._writer.describe(facts)
+            self._writer.status("CREATED")
         self._writer.status("STARTED")
+        threading.Thread(target=self._beat, name="ftray-beat", daemon=True).start()
+
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT_EVERY_S):
+            with suppress(StorageError, OSError):  # events meet it as well, and fail the run
+                self._writer.beat()
 
     def emit(self, event: Event) -> None:
-        """Take an event of the run; from any thread."""
+        """Take an event of the run; from any thread.
+
+        Raises:
+            StorageError: if the record cannot be written.
+        """
         with self._lock:
             for item in (event, *narrate(event)):
-                for sink in self._sinks:
-                    sink(item)
+                self._writer(item)
+                self.show(item)
+            while self._warnings:
+                warning = self._warnings.pop(0)
+                self._writer(warning)
+                self.show(warning)
+
+    def show(self, event: Event) -> None:
+        """Tell the listeners alone; for what happens before there is a record."""
+        with self._lock:
+            for listener in list(self._listeners):
+                try:
+                    listener(event)
+                except Exception as error:
+                    self._drop(listener, error)
+
+    def _drop(self, listener: Listener, error: Exception) -> None:
+        self._listeners.remove(listener)
+        name = getattr(listener, "__qualname__", type(listener).__qualname__)
+        message = f"The listener {name} failed and hears no more: {type(error).__name__}: {error}"
+        self._warnings.append(Log(level="WARNING", message=message))
+        with suppress(Exception):
+            _close(listener)
+
+    def close_listeners(self) -> None:
+        """Close the listeners that can be closed; what they raise goes to the log."""
+        with self._lock:
+            while self._listeners:
+                listener = self._listeners[0]
+                try:
+                    _close(listener)
+                except Exception as error:
+                    self._drop(listener, error)
+                else:
+                    self._listeners.remove(listener)
+            for warning in self._warnings:
+                self._writer(warning)
+            self._warnings = []
 
     def say(self, message: str, level: str = "INFO") -> None:
         """A line in the log."""
@@ -114,8 +191,7 @@ class RunSession:
         seconds = time.monotonic() - self._started
         self.say(f"Finetuning took {duration_words(seconds)}", "DEBUG")
         if ended.seconds:
-            split = ", ".join(f"{name} {value:.1f} s" for name, value in ended.seconds.items())
-            self.say(f"Time: {split}", "DEBUG")
+            self.say(time_split(ended.seconds, seconds))
         self._writer.flush()
         metrics = RecordReader(self.storage).metrics()
         for line in metric_lines(self._model, metrics["before"], metrics["after"]):
@@ -126,15 +202,42 @@ class RunSession:
                 f"The artifact holds the weights of epoch {best['epoch']}: "
                 f"{best['monitor']} = {best['value']:.5f}"
             )
-        self._writer.close(ended.status, ended.reason)
+        self._end(ended.status, ended.reason)
 
     def interrupted(self) -> None:
         """A second Ctrl-C: the run was cut off; the newest checkpoint stands."""
-        self.say("Interrupted; the newest checkpoint is kept", "WARNING")
-        self._writer.close("STOPPED", "interrupted")
+        message = "Interrupted; the newest checkpoint is kept"
+        self._cut_off(Log(level="WARNING", message=message), "STOPPED", "interrupted")
 
     def fail(self, error: BaseException) -> None:
-        """The run failed: the reason goes to the log and the status."""
+        """The run failed: the reason goes to the log and the status.
+
+        Of what nobody expected the record, not the console, keeps the traceback as well.
+        """
         reason = str(error) or type(error).__name__
-        self.say(f"Failed: {reason}", "ERROR")
-        self._writer.close("FAILED", reason)
+        unexpected = error.__cause__ if isinstance(error, FtrayError) else error
+        if unexpected is not None and not isinstance(unexpected, FtrayError):
+            lines = "".join(traceback.format_exception(unexpected)).rstrip()
+            with suppress(StorageError, OSError):
+                self._writer(Log(level="DEBUG", message=lines))
+        self._cut_off(Log(level="ERROR", message=f"Failed: {reason}"), "FAILED", reason)
+
+    def _cut_off(self, last: Log, status: str, details: str) -> None:
+        """End without an error of its own: the caller raises the one that this is about."""
+        with suppress(StorageError, OSError):
+            self.emit(last)
+        with suppress(StorageError, OSError):
+            self._end(status, details)
+
+    def _end(self, status: str, details: str) -> None:
+        self._over.set()
+        try:
+            self.close_listeners()
+        finally:
+            self._writer.close(status, details)
+
+
+def _close(listener: Listener) -> None:
+    close = getattr(listener, "close", None)
+    if callable(close):
+        close()

@@ -19,6 +19,7 @@ from ftray.errors import StorageError
 __all__ = ["Storage"]
 
 URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:/")
+PARTIAL = re.compile(r"^\..*\.tmp$")
 COPY_CHUNK_BYTES = 4 * 1024 * 1024
 
 
@@ -46,6 +47,11 @@ class Storage:
 
     def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
         return Storage, (self.uri,)
+
+    @property
+    def name(self) -> str:
+        """The folder's own name: the last part of its path, without a URI's options."""
+        return str(self.root.rsplit("/", 1)[-1])
 
     @property
     def is_local(self) -> bool:
@@ -93,12 +99,16 @@ class Storage:
         return bool(info.type != fs.FileType.NotFound)
 
     def names(self, folder: str = "") -> list[str]:
-        """Names of the files and folders directly below, in order; none if there is no folder."""
+        """Names of the files and folders directly below, in order; none if there is no folder.
+
+        Files that are being written are not there yet.
+        """
         selector = fs.FileSelector(self.path(folder), allow_not_found=True)
         try:
-            return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+            found = [info.base_name for info in self.filesystem.get_file_info(selector)]
         except NotADirectoryError:
             return []
+        return sorted(name for name in found if not PARTIAL.match(name))
 
     def read_bytes(self, name: str) -> bytes:
         """A whole file.
@@ -125,8 +135,9 @@ class Storage:
                 with self.filesystem.open_output_stream(path) as stream:
                     stream.write(data)
                 return
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            partial = f"{path}.{os.getpid()}.tmp"
+            folder, base = os.path.split(path)
+            os.makedirs(folder, exist_ok=True)
+            partial = f"{folder}/.{base}.{os.getpid()}.tmp"
             try:
                 with open(partial, "wb") as file:
                     file.write(data)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import platform
+import re
 import threading
 import time
 from typing import Any
@@ -17,7 +18,10 @@ from ftray.events import EvaluationEnded, Event, Log, Progress
 from ftray.record.narrator import log_line
 from ftray.record.storage import Storage
 
-__all__ = ["RecordWriter"]
+__all__ = ["DONE", "PART", "RecordWriter"]
+
+DONE = ("FINISHED", "FAILED", "STOPPED")
+PART = re.compile(r"^part-(\d+)\.jsonl$")
 
 FIRST_FLUSH_S = 1.0
 FLUSH_SHARE = 0.02
@@ -37,18 +41,36 @@ class RecordWriter:
         self.storage = storage
         self._lock = threading.RLock()
         self._lines: list[str] = []
-        self._part = len(storage.names("events"))
+        numbers = [int(m[1]) for m in map(PART.match, storage.names("events")) if m]
+        self._part = max(numbers, default=-1) + 1
         self._opened = self._flushed = time.monotonic()
         self._log = storage.read_text("logs.txt") if storage.exists("logs.txt") else ""
         self._examples: dict[str, Any] = {}
         if storage.exists("examples.json"):
             self._examples = json.loads(storage.read_text("examples.json"))
         self._status: dict[str, Any] = {}
+        if storage.exists("status.json"):
+            former = json.loads(storage.read_text("status.json"))
+            self._status = {k: former[k] for k in ("created_s",) if k in former}
 
     def describe(self, facts: dict[str, Any]) -> None:
         """Write `run.yaml`: configuration, versions, fingerprints."""
         text = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=100)
         self.storage.write_text("run.yaml", text)
+
+    def describe_resumed(self, facts: dict[str, Any]) -> None:
+        """Add to `run.yaml` what another attempt runs with; what stands there stays.
+
+        Of its configuration the options are kept that are not those of the first attempt.
+        """
+        first = yaml.safe_load(self.storage.read_text("run.yaml"))
+        was, now = first.get("config", {}), facts["config"]
+        attempt = {
+            "started_s": time.time(),
+            "config": {k: v for k, v in now.items() if k not in was or was[k] != v},
+            "environment": facts["environment"],
+        }
+        self.describe({**first, "resumed": [*first.get("resumed", []), attempt]})
 
     def status(self, status: str, details: str = "") -> None:
         """Write `status.json`: CREATED, STARTED, FINISHED, FAILED or STOPPED."""
@@ -57,12 +79,23 @@ class RecordWriter:
             self._status.setdefault("created_s", now)
             if status == "STARTED":
                 self._status.setdefault("started_s", now)
-            if status in ("FINISHED", "FAILED", "STOPPED"):
+            if status in DONE:
                 self._status["ended_s"] = now
             self._status.update(
                 status=status, details=details, pid=os.getpid(), host=platform.node()
             )
-            self.storage.write_text("status.json", json.dumps(self._status, indent=2))
+            self._write_status()
+
+    def beat(self) -> None:
+        """Show that the run is alive, and write what is waiting; to be called now and then."""
+        with self._lock:
+            if self._status.get("status") in ("CREATED", "STARTED"):
+                self.flush()
+                self._write_status()
+
+    def _write_status(self) -> None:
+        self._status["seen_s"] = time.time()
+        self.storage.write_text("status.json", json.dumps(self._status, indent=2))
 
     def __call__(self, event: Event) -> None:
         """Take an event; safe to call from several threads."""

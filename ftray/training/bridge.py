@@ -35,6 +35,10 @@ class CallbackDispatcher:
     def decide(self, hook: str, state: State, *arguments: Any) -> list[Decision]:
         """Call a hook on rank 0 and give every rank all decisions that wait."""
         self.call(hook, state, *arguments)
+        return self.share()
+
+    def share(self) -> list[Decision]:
+        """Give every rank all decisions that wait."""
         decisions = self._collectives.broadcast(self._waiting or None) or []
         self._waiting = []
         return decisions
@@ -44,8 +48,8 @@ class CallbackDispatcher:
         self._waiting.append(decision)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Each callback's state, in order."""
-        return [callback.state_dict() for callback in self._callbacks]
+        """Each callback's class and state, in order."""
+        return [{"name": type(c).__name__, "state": c.state_dict()} for c in self._callbacks]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
         """Take up what `state_dict` gave.
@@ -53,16 +57,17 @@ class CallbackDispatcher:
         Raises:
             RunFailedError: if a state does not fit its callback, with the callback's name.
         """
-        if len(states) != len(self._callbacks):
+        saved = [state["name"] for state in states]
+        present = [type(callback).__name__ for callback in self._callbacks]
+        if saved != present:
             raise RunFailedError(
-                f"The checkpoint has the states of {len(states)} callbacks, but this run has "
-                f"{len(self._callbacks)}: give the same callbacks in the same order"
+                f"The checkpoint was made with the callbacks {saved}, but this run has {present}: "
+                "give the same callbacks in the same order"
             )
-        for callback, state in zip(self._callbacks, states, strict=True):
+        for callback, name, state in zip(self._callbacks, present, states, strict=True):
             try:
-                callback.load_state_dict(state)
+                callback.load_state_dict(state["state"])
             except KeyError as error:
-                name = type(callback).__name__
                 raise RunFailedError(f"The checkpoint's state of {name} has no {error}") from None
 
 

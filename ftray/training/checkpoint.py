@@ -37,9 +37,9 @@ FORMAT = 1
 class Position:
     """Where a run stands: what `state.json` holds.
 
-    `epoch` and `step` are the next ones to train; `metrics` the newest values; `best` the best
-    checkpoint so far as {name, monitor, value, global_step}, or None; `callbacks` each callback's
-    `state_dict`, in order.
+    `epoch` and `step` are the next ones to train; `metrics` the newest values; `epoch_losses` loss
+    and rows of each step of this epoch; `best` the best checkpoint so far, or None; `stopped` why
+    training is over before its last epoch; `callbacks` each callback's name and `state_dict`.
     """
 
     epoch: int = 0
@@ -50,7 +50,8 @@ class Position:
     callbacks: list[dict[str, Any]] = field(default_factory=list)
     scheduler: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
-    epoch_losses: list[float] = field(default_factory=list)
+    epoch_losses: list[tuple[float, int]] = field(default_factory=list)
+    stopped: str | None = None
 
     @property
     def name(self) -> str:
@@ -67,6 +68,7 @@ class Position:
             "value": value,
             "epoch": self.epoch,
             "global_step": self.global_step,
+            "metrics": dict(self.metrics),
         }
 
 

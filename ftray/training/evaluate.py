@@ -5,25 +5,38 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import pyarrow as pa
 import torch
 
-from ftray.evaluation.encode import TextModel, batches_of, encode_batch, evaluating
+from ftray.evaluation.encode import TextModel, encode_batch, evaluating
 from ftray.evaluation.scorer import Scores
 from ftray.evaluation.spec import EvaluationSpec
+from ftray.events import EvaluationEnded
 from ftray.models.layout import Layout
 from ftray.runtime.base import Runtime
 
-__all__ = ["Evaluated", "evaluate"]
+__all__ = ["Evaluated", "evaluate", "evaluation_event"]
+
+TASKS = {"query": "Embedding queries", "index": "Embedding index"}
 
 OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """An evaluation on every rank: the scores, how much each rank encoded, and the time (s)."""
+    """An evaluation on every rank.
 
-    scores: Scores
+    Attributes:
+        metrics: means over all queries, on every rank.
+        scores: all of it, on rank 0 only.
+        texts_per_rank: how many texts each rank encoded.
+        wall_s: the time it took, in seconds.
+    """
+
+    metrics: dict[str, float]
+    scores: Scores | None
     texts_per_rank: list[int]
     wall_s: float
 
@@ -49,33 +62,49 @@ def evaluate(
     """
     start = time.perf_counter()
     retrieval = runtime.retrieval(number)
-    sides = [("index", "document", "Embedding index", spec.data.document_texts)]
-    if not spec.one_set:
-        sides.insert(0, ("query", "query", "Embedding queries", spec.data.query_texts))
     encoded = 0
     with evaluating(encoder):
-        for side, role, task, column in sides:
-            texts = column.to_pylist()
-            batches = batches_of(texts, spec.batch_size)
+        for side in spec.sides:
+            batches = spec.batches[side.name]
             for i in range(runtime.rank, len(batches), runtime.world_size):
-                batch = [texts[j] for j in batches[i]]
-                retrieval.add(side, i, encode_batch(encoder, batch, role, layout))
-                encoded += len(batch)
+                texts = side.texts.take(pa.array(batches[i])).to_pylist()
+                retrieval.add(side.name, i, encode_batch(encoder, texts, side.role, layout))
+                encoded += len(texts)
                 if runtime.rank == 0:
-                    on_progress(task, min(i + runtime.world_size, len(batches)), len(batches))
+                    done = min(i + runtime.world_size, len(batches))
+                    on_progress(TASKS[side.name], done, len(batches))
     retrieval.flush()
     counts = runtime.all_gather(_count(encoded, runtime)).reshape(-1).tolist()
+    scores = None
     if runtime.rank == 0:
         on_progress("Matching", 0, 1)
-    scores = retrieval.score() if runtime.rank == 0 else None
-    if runtime.rank == 0:
+        scores = retrieval.score()
         on_progress("Matching", 1, 1)
-    shared = runtime.broadcast(scores)
-    assert shared is not None
     return Evaluated(
-        scores=shared,
+        metrics=runtime.broadcast(scores.metrics if scores else {}),
+        scores=scores,
         texts_per_rank=[int(n) for n in counts],
         wall_s=time.perf_counter() - start,
+    )
+
+
+def evaluation_event(
+    spec: EvaluationSpec, done: Evaluated, scores: Scores, **place: Any
+) -> EvaluationEnded:
+    """What the record keeps of an evaluation; `place` is when, epoch and global_step."""
+    return EvaluationEnded(
+        name=spec.name,
+        caption=spec.caption,
+        metrics=done.metrics,
+        keys={name: spec.key(name) for name in done.metrics},
+        queries=len(spec.data.query_texts),
+        documents=len(spec.data.document_texts),
+        queries_without_relevant=scores.queries_without_relevant,
+        rows_encoded=done.texts_per_rank,
+        examples=scores.examples,
+        wall_s=done.wall_s,
+        per_query=scores.per_query,
+        **place,
     )
 
 

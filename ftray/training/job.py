@@ -6,10 +6,14 @@ starts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from ftray.callbacks.base import Callback
+from ftray.callbacks.best_model import BestModelCheckpoint
 from ftray.callbacks.evaluation import EvaluationCallback
 from ftray.callbacks.monitor import check_monitor
 from ftray.callbacks.registry import resolve_callbacks
@@ -20,9 +24,14 @@ from ftray.data.readers import read_records
 from ftray.errors import ConfigError
 from ftray.evaluation.spec import EvaluationSpec
 from ftray.losses.metric import CLASSIFICATION_LOSSES
-from ftray.losses.registry import check_loss, loss_needs
+from ftray.losses.registry import build_loss, check_loss, loss_needs
 from ftray.models.registry import locate_model
-from ftray.training.optim import check_optimizer, check_scheduler
+from ftray.training.optim import (
+    build_optimizer,
+    build_scheduler,
+    check_optimizer,
+    check_scheduler,
+)
 
 __all__ = ["Job", "prepare"]
 
@@ -31,7 +40,7 @@ SMALLEST_CLASS_BATCH = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every worker needs. Data travels once, through Ray's object store.
+    """What every worker and every scorer needs; with Ray it lies once in the object store.
 
     Attributes:
         config: the fit's options, without data and callbacks.
@@ -92,11 +101,13 @@ def prepare(config: FitConfig, run_uri: str) -> Job:
     check_scheduler(config.scheduler, config.scheduler_options)
     model = locate_model(config.model)
     callbacks = resolve_callbacks(config.callbacks)
+    _check_callbacks(callbacks)
     train, val = _read(config)
     _check_fit(config, train)
     batch_size, notes = _batch_size(config, train)
     evaluations = _evaluations(callbacks)
-    _check_monitors(callbacks, has_val=val is not None)
+    _check_monitors(callbacks, config.model, has_val=val is not None)
+    _check_values(config, train)
     bare = config.model_copy(
         update={"train_data": train.source, "eval_data": None, "callbacks": []}
     )
@@ -108,7 +119,7 @@ def prepare(config: FitConfig, run_uri: str) -> Job:
         sampler=_sampler(config, train),
         batch_size=batch_size,
         evaluations=evaluations,
-        callbacks=tuple(callbacks),
+        callbacks=tuple(_unused(callback) for callback in callbacks),
         run_uri=run_uri,
         notes=(
             *_data_notes("train_data", train),
@@ -118,9 +129,18 @@ def prepare(config: FitConfig, run_uri: str) -> Job:
         ),
         provenance=_provenance(train, val, evaluations),
     )
-    job.plan()
     job.val_plan()
-    return job
+    left_out = job.plan().left_out(0)
+    if not left_out:
+        return job
+    return replace(job, notes=(*job.notes, _left_out(left_out, train)))
+
+
+def _left_out(count: int, train: TrainSet) -> str:
+    return (
+        f"{count} of {len(train)} rows do not fit an epoch without crowding its steps: they take "
+        "turns over the epochs"
+    )
 
 
 def _read(config: FitConfig) -> tuple[TrainSet, TrainSet | None]:
@@ -178,16 +198,16 @@ def _batch_size(config: FitConfig, train: TrainSet) -> tuple[int, list[str]]:
 
 def _evaluations(callbacks: list[Callback]) -> tuple[EvaluationSpec, ...]:
     found = [callback for callback in callbacks if isinstance(callback, EvaluationCallback)]
-    captions = [callback.caption for callback in found]
-    if len(set(captions)) < len(captions):
+    names = [callback.name for callback in found]
+    if len(set(names)) < len(names):
         raise ConfigError(
-            f"{len(found)} EvaluationCallbacks have the captions {captions}: each needs a caption "
-            "of its own, so that their metrics can be told apart"
+            f"The EvaluationCallbacks are named {names}: each needs a caption of its own, so that "
+            "their metrics can be told apart"
         )
     return tuple(callback.prepare(number) for number, callback in enumerate(found))
 
 
-def _check_monitors(callbacks: list[Callback], *, has_val: bool) -> None:
+def _check_monitors(callbacks: list[Callback], model: str, *, has_val: bool) -> None:
     keys = {"train_loss"} | ({"val_loss"} if has_val else set())
     for callback in callbacks:
         keys.update(callback.metric_names)
@@ -196,7 +216,34 @@ def _check_monitors(callbacks: list[Callback], *, has_val: bool) -> None:
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
         if isinstance(monitor, str):
-            check_monitor(type(callback).__name__, monitor, keys)
+            callback.monitor = check_monitor(type(callback).__name__, monitor, keys, model)  # type: ignore[attr-defined]
+
+
+def _unused(callback: Callback) -> Callback:
+    """A copy of one of our callbacks, so that a fit leaves the user's object as it was.
+
+    A user's own callback is taken as it is: in this process it may collect what the user reads
+    afterwards.
+    """
+    ours = type(callback).__module__.startswith("ftray.")
+    return copy.deepcopy(callback) if ours else callback
+
+
+def _check_callbacks(callbacks: list[Callback]) -> None:
+    best = [callback for callback in callbacks if isinstance(callback, BestModelCheckpoint)]
+    if len(best) > 1:
+        raise ConfigError(
+            "There are two BestModelCheckpoints, but one artifact: it can hold the best weights "
+            f"by {best[0].monitor} or by {best[1].monitor}"
+        )
+
+
+def _check_values(config: FitConfig, train: TrainSet) -> None:
+    """Build what the options describe, small: what would fail in a worker fails here."""
+    loss = build_loss(
+        config.loss, config.loss_options, embedding_dim=8, n_groups=train.n_groups, seed=0
+    )
+    build_scheduler(config, build_optimizer(config, torch.nn.Linear(2, 2), loss), 10)
 
 
 def _data_notes(name: str, data: TrainSet) -> list[str]:
@@ -216,14 +263,18 @@ def _provenance(
     train: TrainSet, val: TrainSet | None, evaluations: tuple[EvaluationSpec, ...]
 ) -> dict[str, Any]:
     sources: dict[str, Any] = {
-        "train_data": {"source": train.source, "rows": len(train), "sha256": train.fingerprint}
+        "train_data": {"source": train.source, "rows": len(train), "fingerprint": train.fingerprint}
     }
     if val is not None:
-        sources["validation"] = {"source": val.source, "rows": len(val), "sha256": val.fingerprint}
+        sources["validation"] = {
+            "source": val.source,
+            "rows": len(val),
+            "fingerprint": val.fingerprint,
+        }
     for spec in evaluations:
         sources[spec.name] = {
             "queries": len(spec.data.query_texts),
             "documents": len(spec.data.document_texts),
-            "sha256": spec.data.fingerprint,
+            "fingerprint": spec.data.fingerprint,
         }
     return sources

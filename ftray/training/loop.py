@@ -42,7 +42,6 @@ from ftray.data.dataset import StepRows
 from ftray.errors import RunFailedError
 from ftray.events import (
     EpochEnded,
-    EvaluationEnded,
     Event,
     FitEnded,
     FitStarted,
@@ -56,15 +55,16 @@ from ftray.models.layout import Layout
 from ftray.models.registry import load_encoder
 from ftray.record.storage import Storage
 from ftray.runtime.base import Runtime
+from ftray.runtime.process_group import LostWorkersError
 from ftray.training.bridge import CallbackDispatcher
 from ftray.training.checkpoint import Position
-from ftray.training.evaluate import evaluate
+from ftray.training.evaluate import evaluate, evaluation_event
 from ftray.training.job import Job
 from ftray.training.keeper import Keeper
 from ftray.training.optim import build_optimizer, build_scheduler
 from ftray.training.precision import Precision
 from ftray.training.reduce import gather_rows
-from ftray.training.step import forward_backward, loss_and_gradient, own_texts
+from ftray.training.step import forward_backward, loss_value, own_texts
 
 __all__ = ["Loop", "OutsideStop"]
 
@@ -87,6 +87,7 @@ class Loop:
         self.runtime = runtime
         self.layout: Layout = "padded" if self.config.packing == "padded" else "bucketed"
         self.plan = job.plan()
+        self.val_plan = job.val_plan()
         self.encoder = load_encoder(
             job.model, device=runtime.device, max_length=self.config.max_length
         )
@@ -122,12 +123,14 @@ class Loop:
         """
         try:
             self._begin()
+            self._listen()
             while self.position.epoch < self.config.epochs and self.stop is None:
                 self._epoch()
             return self._finish()
+        except LostWorkersError:
+            raise  # the next attempt goes on
         except Exception as error:
-            if self.runtime.rank == 0:
-                self.callbacks.call("on_exception", self._state(), error)
+            self._announce(error)
             raise
 
     def _begin(self) -> None:
@@ -138,6 +141,8 @@ class Loop:
             self.precision.load_state_dict(self.position.scaler)
             if self.runtime.rank == 0:
                 self.callbacks.load_state_dict(self.position.callbacks)
+            if self.position.stopped is not None:
+                self.stop = Stop(self.position.stopped)
             self._say(f"Continuing from checkpoint {newest} (step {self.position.global_step})")
         self._tell(
             FitStarted(
@@ -157,6 +162,9 @@ class Loop:
 
     def _finish(self) -> FitEnded:
         outside = isinstance(self.stop, OutsideStop)
+        if self.position.step and not outside and self.position.best is None:
+            for number in range(len(self.job.evaluations)):  # the artifact's own metrics
+                self._evaluate(number, "step")
         self._obey(
             self.callbacks.decide(
                 "on_keyboard_interrupt" if outside else "on_fit_end", self._state()
@@ -168,7 +176,7 @@ class Loop:
             facts = {
                 "base_model": self.config.model,
                 "run": self.job.run_uri,
-                "metrics": self.position.metrics,
+                "metrics": best["metrics"] if best else self.position.metrics,
             }
             with self._timed("checkpoint"):
                 self.keeper.write_artifact(self.position, facts)
@@ -188,13 +196,14 @@ class Loop:
         position = self.position
         self.callbacks.call("on_epoch_begin", self._state())
         self._obey(self.callbacks.decide("on_train_epoch_begin", self._state()), when="step")
-        first = position.step
-        for step in range(first, self.plan.steps_per_epoch):
+        for step in range(position.step, self.plan.steps_per_epoch):
+            if self.stop is not None:
+                break
             self._step(step)
             position.step = step + 1
-            if self.stop is not None:
-                self._checkpoint()
-                return
+        if self.stop is not None:
+            self._checkpoint()
+            return
         position.metrics["train_loss"] = _mean(position.epoch_losses)
         pending = self.callbacks.decide("on_train_epoch_end", self._state())
         if self.job.val is not None:
@@ -225,17 +234,13 @@ class Loop:
             scale=self.precision.scale(),
         )
         if not math.isfinite(result.loss):
-            raise RunFailedError(
-                f"The training loss is {result.loss} at epoch {position.epoch + 1}, step {step + 1}"
-                f" (global step {position.global_step + 1}). A lower learning_rate, "
-                "precision: fp32, or other loss_options are the usual cures."
-            )
+            raise self._diverged(f"the training loss is {result.loss}", step)
         learning_rate = self.optimizer.param_groups[0]["lr"]
-        norm = self.precision.step(self.optimizer, config.max_grad_norm)
+        norm = self._optimize(step)
         self.loss.after_step()
         self.scheduler.step()
         position.global_step += 1
-        position.epoch_losses.append(result.loss)
+        position.epoch_losses.append((result.loss, len(rows.rows)))
         self.last_loss = result.loss
         for rank, share in enumerate(own.shares):
             self.texts_per_rank[rank] += len(share)
@@ -260,9 +265,37 @@ class Loop:
                 scalars=self.loss.scalars(),
             )
         )
+        self.callbacks.call("on_train_batch_end", self._state(step))
+        self._listen()
+
+    def _listen(self) -> None:
+        """Hear whether somebody outside wants the run to stop; obey what waits on every rank."""
         if self.runtime.rank == 0 and (reason := self.runtime.stop_requested()):
             self.callbacks.add(OutsideStop(reason))
-        self._obey(self.callbacks.decide("on_train_batch_end", self._state(step)), when="step")
+        self._obey(self.callbacks.share(), when="step")
+
+    def _optimize(self, step: int) -> float:
+        """Clip and step; returns the norm of the gradient."""
+        try:
+            return self.precision.step(self.optimizer, self.config.max_grad_norm)
+        except FloatingPointError as error:
+            raise self._diverged(str(error), step) from None
+
+    def _diverged(self, what: str, step: int) -> RunFailedError:
+        position = self.position
+        return RunFailedError(
+            f"Training diverged: {what} at epoch {position.epoch + 1}, step {step + 1} (global "
+            f"step {position.global_step + 1}). A lower learning_rate, precision: fp32, or other "
+            "loss_options are the usual cures."
+        )
+
+    def _announce(self, error: Exception) -> None:
+        """Tell the callbacks of an exception; one that fails at that does not hide it."""
+        if self.runtime.rank == 0:
+            try:
+                self.callbacks.call("on_exception", self._state(), error)
+            except Exception as second:
+                self._say(f"on_exception failed as well: {second}", "ERROR")
 
     def _rows(self, numbers: Any) -> StepRows:
         return self.job.train.step_rows(numbers, roles_differ=self.encoder.roles_differ)
@@ -283,10 +316,10 @@ class Loop:
 
     @torch.no_grad()
     def _validate(self) -> list[Decision]:
-        plan, data = self.job.val_plan(), self.job.val
+        plan, data = self.val_plan, self.job.val
         assert plan is not None and data is not None
         self._obey(self.callbacks.decide("on_val_begin", self._state()), when="epoch")
-        losses = []
+        losses: list[tuple[float, int]] = []
         self.encoder.eval()
         with self._timed("validation"):
             for step in range(plan.steps_per_epoch):
@@ -297,17 +330,14 @@ class Loop:
                     embeddings = self.encoder(own.features)
                 gathered = gather_rows(embeddings, own.shares, self.runtime)
                 seed = (self.config.seed, 0, step)
-                with torch.enable_grad():
-                    value, _ = loss_and_gradient(self.loss, rows, gathered, self.runtime, seed, 1.0)
-                losses.append(value)
-                self.last_loss = value
+                self.last_loss = loss_value(self.loss, rows, gathered, self.runtime, seed)
+                losses.append((self.last_loss, len(rows.rows)))
                 self.callbacks.call("on_val_batch_end", self._state(step))
-        self.loss.zero_grad(set_to_none=True)
         self.position.metrics["val_loss"] = _mean(losses)
         return self.callbacks.decide("on_val_end", self._state())
 
     def _evaluate(self, number: int, when: str) -> None:
-        spec = self.job.evaluations[number]
+        spec, position = self.job.evaluations[number], self.position
         with self._timed("evaluation"):
             done = evaluate(
                 spec,
@@ -317,35 +347,20 @@ class Loop:
                 layout=self.layout,
                 on_progress=self._progress,
             )
-        keys = {name: spec.key(name) for name in done.scores.metrics}
-        for name, value in done.scores.metrics.items():
-            self.position.metrics[keys[name]] = value
-        self._tell(
-            EvaluationEnded(
-                name=spec.name,
-                caption=spec.caption,
-                when=when,
-                epoch=self.position.epoch,
-                global_step=self.position.global_step,
-                metrics=done.scores.metrics,
-                keys=keys,
-                queries=len(spec.data.query_texts),
-                documents=len(spec.data.document_texts),
-                queries_without_relevant=done.scores.queries_without_relevant,
-                rows_encoded=done.texts_per_rank,
-                examples=done.scores.examples,
-                wall_s=done.wall_s,
-                per_query=done.scores.per_query,
-            )
-        )
+        position.metrics.update({spec.key(name): v for name, v in done.metrics.items()})
+        place: dict[str, Any] = {
+            "when": when,
+            "epoch": position.epoch,
+            "global_step": position.global_step,
+        }
+        if done.scores is not None:
+            self.runtime.emit(evaluation_event(spec, done, done.scores, **place))
         result = EvaluationResult(
             number=number,
             caption=spec.caption,
-            when=when,
-            epoch=self.position.epoch,
-            global_step=self.position.global_step,
-            metrics=MappingProxyType(done.scores.metrics),
-            keys=MappingProxyType(keys),
+            metrics=MappingProxyType(done.metrics),
+            keys=MappingProxyType({name: spec.key(name) for name in done.metrics}),
+            **place,
         )
         self._obey(self.callbacks.decide("on_evaluation_end", self._state(), result), when=when)
 
@@ -359,7 +374,8 @@ class Loop:
             elif isinstance(decision, Evaluate):
                 self._evaluate(decision.number, when)
             elif isinstance(decision, LogMetrics):
-                self.position.metrics.update(decision.metrics)
+                values = {name: float(value) for name, value in decision.metrics.items()}
+                self.position.metrics.update(values)
             elif isinstance(decision, Say):
                 self._say(decision.message, decision.level)
             else:
@@ -376,6 +392,7 @@ class Loop:
                 metrics=dict(position.metrics),
                 seconds=dict(self.seconds),
                 texts_per_rank=list(self.texts_per_rank),
+                rows_left_out=self.plan.left_out(position.epoch),
             )
         )
         position.epoch, position.step, position.epoch_losses = position.epoch + 1, 0, []
@@ -389,6 +406,8 @@ class Loop:
                 position.scheduler = self.scheduler.state_dict()
                 position.scaler = self.precision.state_dict()
                 position.callbacks = self.callbacks.state_dict()
+                if self.stop is not None and not isinstance(self.stop, OutsideStop):
+                    position.stopped = self.stop.reason
                 if best is not None:
                     position.mark_best(best.monitor, best.value)
                 name = self.keeper.save(position, is_best=best is not None)
@@ -439,5 +458,7 @@ class Loop:
             self.seconds[what] += time.perf_counter() - start
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
+def _mean(losses: list[tuple[float, int]]) -> float:
+    """Mean loss over rows: each step counts as much as it has rows."""
+    rows = sum(n for _, n in losses)
+    return sum(loss * n for loss, n in losses) / rows if rows else math.nan

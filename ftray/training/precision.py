@@ -43,7 +43,12 @@ class Precision:
         return float(self._scaler.scale(torch.ones((), device=self._device)))
 
     def step(self, optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> float:
-        """Unscale, clip by the global norm, and step; returns the norm before clipping."""
+        """Unscale, clip by the global norm, and step; returns the norm before clipping.
+
+        Raises:
+            FloatingPointError: if the norm is not finite (with fp16 such a step is left out, and
+                the loss scale is lowered).
+        """
         if self._scaler is not None:
             self._scaler.unscale_(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -51,8 +56,10 @@ class Precision:
         if self._scaler is not None:
             self._scaler.step(optimizer)
             self._scaler.update()
-        else:
+        elif torch.isfinite(norm):
             optimizer.step()
+        else:
+            raise FloatingPointError(f"the norm of the gradient is {float(norm)}")
         return float(norm)
 
     def state_dict(self) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from ftray.models.text import Features
 from ftray.runtime.base import Collectives
 from ftray.training.reduce import deal, gather_rows, reduce_gradients
 
-__all__ = ["Encoder", "OwnTexts", "StepResult", "forward_backward", "own_texts", "seeded"]
+__all__ = ["Encoder", "OwnTexts", "StepResult", "forward_backward", "loss_value", "own_texts"]
+__all__ += ["seeded"]
 
 LOSS_STREAM = -1
 
@@ -55,7 +56,7 @@ class OwnTexts:
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """The loss of the whole step (the same on every rank) and this rank's token counts."""
+    """The loss and the token counts of the whole step, the same on every rank."""
 
     loss: float
     tokens: int
@@ -125,9 +126,12 @@ def forward_backward(
         loss_is_sharded=loss.sharded,
         collectives=collectives,
     )
-    return StepResult(
-        loss=value, tokens=own.features.tokens, processed_tokens=own.features.processed_tokens
+    counts = torch.tensor(
+        [own.features.tokens, own.features.processed_tokens], device=collectives.device
     )
+    collectives.all_reduce_sum(counts)
+    tokens, processed = counts.tolist()
+    return StepResult(loss=value, tokens=tokens, processed_tokens=processed)
 
 
 def loss_and_gradient(
@@ -138,19 +142,53 @@ def loss_and_gradient(
     seed: tuple[int, int, int],
     scale: float,
 ) -> tuple[float, Tensor]:
-    """The loss of the step and its gradient in the gathered embeddings, both `(U, D)`."""
-    if embeddings.dtype in (torch.float16, torch.bfloat16):
-        embeddings = embeddings.float()
-    leaf = embeddings.requires_grad_()
-    with seeded(*seed, LOSS_STREAM):
-        part = loss(leaf, loss_inputs(rows, leaf.device), shard_of(collectives))
-    (part * scale).backward()
+    """The loss of the step, and its gradient in the gathered embeddings `(U, D)`."""
+    leaf = _at_least_float32(embeddings).requires_grad_()
+    part = _part(loss, rows, leaf, collectives, seed)
+    torch.autograd.backward(part * scale)
     gradient = leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
-    value = part.detach().clone()
     if loss.sharded:
         collectives.all_reduce_sum(gradient)
+    return _whole(loss, part, collectives), gradient
+
+
+@torch.no_grad()
+def loss_value(
+    loss: StepLoss,
+    rows: StepRows,
+    embeddings: Tensor,
+    collectives: Collectives,
+    seed: tuple[int, int, int],
+) -> float:
+    """The loss of the step alone, for validation."""
+    part = _part(loss, rows, _at_least_float32(embeddings), collectives, seed)
+    return _whole(loss, part, collectives)
+
+
+def _at_least_float32(embeddings: Tensor) -> Tensor:
+    half = embeddings.dtype in (torch.float16, torch.bfloat16)
+    return embeddings.float() if half else embeddings
+
+
+def _part(
+    loss: StepLoss,
+    rows: StepRows,
+    embeddings: Tensor,
+    collectives: Collectives,
+    seed: tuple[int, int, int],
+) -> Tensor:
+    """What this rank computes of the loss: all of it, or its rows."""
+    with seeded(*seed, LOSS_STREAM):
+        inputs = loss_inputs(rows, embeddings.device)
+        part: Tensor = loss(embeddings, inputs, shard_of(collectives))
+        return part
+
+
+def _whole(loss: StepLoss, part: Tensor, collectives: Collectives) -> float:
+    value = part.detach().clone()
+    if loss.sharded:
         collectives.all_reduce_sum(value)
-    return float(value), gradient
+    return float(value)
 
 
 def loss_inputs(rows: StepRows, device: torch.device) -> LossInputs:

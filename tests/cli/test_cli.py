@@ -193,9 +193,12 @@ def test_a_run_that_fails_is_1_and_on_record(cli, config):
     )
     done = cli("fit", path)
     assert done.code == 1
-    assert done.err.startswith("ftray: The training loss is nan") and "Traceback" not in done.err
+    assert (
+        done.err.startswith("ftray: Training diverged: the training loss is nan")
+        and "Traceback" not in done.err
+    )
     shown = cli("show", "broken")
-    assert shown.code == 0 and "FAILED: The training loss is nan" in shown.out
+    assert shown.code == 0 and "FAILED: Training diverged: the training loss is nan" in shown.out
     assert json.loads(cli("show", "broken", "--json").out)["status"] == "FAILED"
 
 
@@ -237,9 +240,7 @@ def test_evaluate_labelled(cli, tiny_model, labelled_csv):
 def test_evaluate_pairs_and_beir(cli, tiny_model, pairs_csv, beir):
     for source in (pairs_csv, beir):
         for distance in ("cosine", "dot", "euclidean", "sqeuclidean"):
-            done = cli(
-                "evaluate", tiny_model, "--query", source, "--distance", distance, "--json"
-            )
+            done = cli("evaluate", tiny_model, "--query", source, "--distance", distance, "--json")
             metrics = json.loads(done.out)
             assert done.code == 0 and 0 < metrics["hit_at_k"] <= 1
 
@@ -323,7 +324,7 @@ def wait_for(condition, process, seconds=60.0):
 
 
 def test_ctrl_c_stops_with_a_checkpoint_and_the_run_goes_on_with_resume(cli, config, folder):
-    path = config(run_name="long", epochs=150)
+    path = config(run_name="long", epochs=50)
     process = ftray_process("fit", path, cwd=folder)
     wait_for(lambda: epochs_logged(folder, "long") >= 2, process)
     process.send_signal(signal.SIGINT)
@@ -334,14 +335,14 @@ def test_ctrl_c_stops_with_a_checkpoint_and_the_run_goes_on_with_resume(cli, con
     assert "STOPPED: Ctrl-C was received" in cli("show", "long").out
     assert list((folder / "runs/default/long/checkpoints").iterdir())
     steps = ftray.get_run("long").history()["global_step"].to_pylist()[-1]
-    assert 0 < steps < 450
+    assert 0 < steps < 150
 
     again = cli("fit", path, "--set", "resume=auto")
     assert again.code == 0 and "Continuing from checkpoint" in again.out
     run = ftray.get_run("long")
     kinds = zip(*(run.history()[c].to_pylist() for c in ("kind", "global_step")), strict=True)
     assert run.status() == "FINISHED"
-    assert [step for kind, step in kinds if kind == "step"] == list(range(1, 451))
+    assert [step for kind, step in kinds if kind == "step"] == list(range(1, 151))
 
 
 def test_sigterm_is_143_and_a_follower_of_the_log_sees_the_end(cli, config, folder):
@@ -358,6 +359,19 @@ def test_sigterm_is_143_and_a_follower_of_the_log_sees_the_end(cli, config, fold
     assert "Stopped: SIGTERM was received" in followed.out
     assert ftray.get_run("long").status() == "STOPPED"
     assert list((folder / "runs/default/long/checkpoints").iterdir())
+
+
+def test_a_second_ctrl_c_stops_at_once(cli, config, folder, monkeypatch):
+    from ftray.callbacks import EarlyStopping
+
+    def press_twice(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(EarlyStopping, "on_train_batch_begin", press_twice)
+    path = config(run_name="hasty", callbacks=[{"EarlyStopping": {"monitor": "train_loss"}}])
+    assert cli("fit", path).code == 130
+    assert "STOPPED: interrupted" in cli("show", "hasty").out
 
 
 @pytest.mark.parametrize("moment", ["typer", "yaml", "torch", "transformers"])

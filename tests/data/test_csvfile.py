@@ -36,6 +36,19 @@ def test_header_of_unknown_words_is_detected_and_said(tmp_path: Path) -> None:
     assert read_records(path, csv_options={"header": False}).table.num_rows == 3
 
 
+def test_header_of_several_words_over_numbers_is_detected(tmp_path: Path) -> None:
+    body = "".join(f"{i % 3};Wo ist Karte {i}\n" for i in range(9))
+    records = read_records(written(tmp_path, "Kategorie;Anfrage des Kunden\n" + body))
+    assert records.table.num_rows == 9 and records.kind == "labelled"
+    assert any("header (Kategorie, Anfrage des Kunden)" in note for note in records.notes)
+
+
+def test_numbers_in_the_first_row_are_no_header(tmp_path: Path) -> None:
+    records = read_records(written(tmp_path, "where is it,1\nwhere am I,2\nwho is it,1\n"))
+    assert records.table.num_rows == 3
+    assert any("line 1 was taken as data" in note for note in records.notes)
+
+
 def test_first_row_whose_label_recurs_is_no_header(tmp_path: Path) -> None:
     path = written(tmp_path, "hello,greeting\ngood day to you,greeting\nsee you soon,parting\n")
     assert read_records(path).table.num_rows == 3

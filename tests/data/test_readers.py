@@ -223,6 +223,23 @@ def test_short_repeated_second_column_is_a_label(tmp_path: Path) -> None:
     assert "csv_options.is_labeled = false" in note
 
 
+def test_repeated_numbers_or_words_in_the_first_column_are_labels(tmp_path: Path) -> None:
+    for label in ("{}", "class{}"):
+        rows_ = [(label.format(i % 2), f"text number {i}") for i in range(8)]
+        path = written(tmp_path, "".join(f"{a},{b}\n" for a, b in rows_))
+        records = read_records(path)
+        assert records.kind == "labelled"
+        assert records.table.column_names == ["item", "label"]
+        assert rows(records) == [(text, label) for label, text in rows_]
+        note = next(note for note in records.notes if "is_labeled" in note)
+        assert "taken for label, item (2 distinct values in 8 rows of the first)" in note
+
+
+def test_a_query_with_several_documents_is_no_label() -> None:
+    records = read_records([(f"what is {i % 2}", f"document {i}") for i in range(8)])
+    assert records.kind == "pairs"
+
+
 def test_distinct_second_column_is_a_document() -> None:
     records = read_records([(f"query {i}", f"document {i}") for i in range(8)])
     assert records.kind == "pairs"

@@ -175,7 +175,7 @@ def test_the_plan_knows_no_workers() -> None:
     for method in (Plan.rows, Plan.left_out, TrainSet.step_rows):
         known |= set(inspect.signature(method).parameters)
     assert known == {
-        *("self", "sampler", "rows", "groups", "batch_size", "items_per_class", "seed"),
+        *("self", "sampler", "rows", "groups", "batch_size", "items_per_class", "seed", "what"),
         *("epoch", "step", "roles_differ"),
     }
     source = inspect.getsource(plans)

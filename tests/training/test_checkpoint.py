@@ -239,7 +239,7 @@ def test_names_sort_as_the_training_goes() -> None:
 
 
 def test_best_is_the_checkpoint_of_its_position() -> None:
-    position = Position(epoch=2, global_step=20)
+    position = Position(epoch=2, global_step=20, metrics={"val_loss": 0.25, "hit_at_k": 0.5})
     position.mark_best("val_loss", 0.25)
     assert position.best == {
         "name": "epoch-0002",
@@ -247,6 +247,7 @@ def test_best_is_the_checkpoint_of_its_position() -> None:
         "value": 0.25,
         "epoch": 2,
         "global_step": 20,
+        "metrics": {"val_loss": 0.25, "hit_at_k": 0.5},
     }
 
 
