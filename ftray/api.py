@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import inspect
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ftray.config import CsvOptions, FitConfig, validated
 from ftray.errors import ConfigError, RunExistsError, RunNotFoundError, StorageError
 from ftray.events import Log
 from ftray.record.environment import environment
+from ftray.record.facts import callback_facts, check_same, data_facts, plain
 from ftray.record.names import fresh_name
 from ftray.record.reader import RecordReader
 from ftray.record.session import RunSession
@@ -41,10 +42,9 @@ __all__ = [
     "read_texts",
 ]
 
-SAME_ON_RESUME = (
-    "model loss loss_options epochs batch_size sampler num_items_per_class max_length optimizer "
-    "optimizer_options learning_rate scheduler scheduler_options max_grad_norm precision seed"
-).split()
+UNFINISHED = ("control", "events", "logs.txt", "run.yaml", "status.json")
+"""What may stand in a folder where a run was cut off before it was on record."""
+DATA_FIELDS = ("train_data", "eval_data")
 
 
 def fit(
@@ -58,7 +58,8 @@ def fit(
 
     Args:
         config: a `FitConfig`; or give its fields by name.
-        listeners: called with every event; None shows the run on the console.
+        listeners: called with every event, and closed at the end where they have a method
+            `close`; one that raises is left out from then on. None shows the run on the console.
         **fields: the fields of `FitConfig`: model, train_data, loss, epochs, batch_size, callbacks,
             num_workers, … (`help(ftray.FitConfig)` lists all).
 
@@ -69,6 +70,7 @@ def fit(
         FtrayError: for anything that cannot work, before training starts where it can be known.
         RunFailedError: if the run failed.
         KeyboardInterrupt: after Ctrl-C, once the run is closed as STOPPED.
+        SystemExit: with code 143 after SIGTERM, once the run is closed as STOPPED.
     """
     if config is not None and fields:
         raise ConfigError("Give a FitConfig or its fields, not both")
@@ -77,30 +79,35 @@ def fit(
         from ftray.report.console import RunConsole
 
         listeners = [RunConsole()]
-    storage, resumed = _place(config)
+    place = _place(config)
+    storage = place.storage
     from ftray.training.job import prepare
 
     job = prepare(config, storage.uri)
-    if resumed:
-        _check_same(job, storage)
+    facts = _facts(config, job)
+    if place.resumed:
+        check_same(RecordReader(storage).config(), facts, storage.uri)
     session = RunSession(storage, config.model, listeners)
-    if config.num_workers == 0:
-        for listener in listeners:  # it takes seconds, and nothing is on record yet
-            listener(Log(message=f"Loading the model {config.model}"))
-    train = _trainer(job, session)
-    with session.stop.on_signals(session.say):
-        if not resumed and not storage.create(exclusive=True):
-            raise _exists(storage)
-        storage.check_writable()
-        return _run(job, session, train, _facts(config, job))
+    with closing(session):
+        if config.num_workers == 0:  # it takes seconds, and nothing is on record yet
+            session.show(Log(message=f"Loading the model {config.model}"))
+        train = _trainer(job, session)
+        with session.stop.on_signals(session.say):
+            _take(place, config)
+            return _run(job, session, train, facts, resumed=place.resumed)
 
 
 def _run(
-    job: Job, session: RunSession, train: Callable[[], FitEnded], facts: dict[str, Any]
+    job: Job,
+    session: RunSession,
+    train: Callable[[], FitEnded],
+    facts: dict[str, Any],
+    *,
+    resumed: bool,
 ) -> Run:
-    session.open(facts)
-    name = session.storage.uri.rsplit("/", 1)[-1]
+    name = session.storage.name
     try:
+        session.open(facts, resumed=resumed)
         session.say(f"Run '{name}' in {session.storage.uri}")
         for note in job.notes:
             session.say(note)
@@ -146,25 +153,58 @@ def _trainer(job: Job, session: RunSession) -> Callable[[], FitEnded]:
     return lambda: fit_on_ray(job, session)
 
 
-def _place(config: FitConfig) -> tuple[Storage, bool]:
-    """The run directory, and whether it holds a run to continue."""
+class _Place(NamedTuple):
+    """A run directory, whether it is there, and whether it holds a run to continue."""
+
+    storage: Storage
+    exists: bool
+    resumed: bool
+
+
+def _place(config: FitConfig) -> _Place:
+    """Where the run is to be; refuses a place where it cannot."""
     root = Storage(config.storage_path)
     _check_folder(root)
     experiment = root.under(config.experiment_name)
     if config.run_name is None:
         if config.resume == "must":
             raise ConfigError("resume = 'must' needs the run_name of the run to continue")
-        return experiment.under(fresh_name(experiment.exists)), False
+        return _Place(experiment.under(fresh_name(experiment.exists)), False, False)
     storage = experiment.under(config.run_name)
-    exists = storage.exists()
-    if exists and config.resume == "never":
+    record = RecordReader(storage)
+    if storage.exists() and config.resume == "never":
         raise _exists(storage)
-    if not exists and config.resume == "must":
+    if record.exists():
+        _check_idle(record)
+        return _Place(storage, True, True)
+    if config.resume == "must":
         raise RunNotFoundError(f"resume = 'must', but there is no run {storage.uri}")
-    if exists and RecordReader(storage).status()["status"] in ("FINISHED", "STARTED"):
-        status = RecordReader(storage).status()["status"]
-        raise RunExistsError(f"The run {storage.uri} is {status}: there is nothing to continue")
-    return storage, exists
+    if any(name not in UNFINISHED for name in storage.names() if not name.startswith(".")):
+        raise RunExistsError(f"The folder {storage.uri} holds other things than a run")
+    return _Place(storage, storage.exists(), False)
+
+
+def _check_idle(record: RecordReader) -> None:
+    """Refuse to continue a run that goes on, or has nothing left to do."""
+    status, uri = record.status(), record.storage.uri
+    if status["status"] == "FINISHED":
+        raise RunExistsError(f"The run {uri} is FINISHED: there is nothing to continue")
+    if status["status"] in ("CREATED", "STARTED"):
+        ago = max(0.0, time.time() - status["seen_s"])
+        raise RunExistsError(
+            f"The run {uri} is running (process {status['pid']} on {status['host']}, last sign "
+            f"{ago:.0f} s ago): stop it first, or give another run_name"
+        )
+
+
+def _take(place: _Place, config: FitConfig) -> None:
+    """Make the directory, unless somebody has been there since we looked."""
+    if place.exists:
+        if _place(config).resumed != place.resumed:
+            raise _exists(place.storage)
+    elif not place.storage.create(exclusive=True):
+        raise _exists(place.storage)
+    place.storage.check_writable()
 
 
 def _check_folder(root: Storage) -> None:
@@ -188,52 +228,24 @@ def _exists(storage: Storage) -> RunExistsError:
 
 
 def _facts(config: FitConfig, job: Job) -> dict[str, Any]:
-    """What `run.yaml` holds."""
-    values = config.model_dump(exclude={"train_data", "eval_data", "callbacks"})
-    reproducible = all(isinstance(v, str | None) for v in (config.train_data, config.eval_data))
-    values["train_data"] = _plain(config.train_data, job.train.source)
-    values["eval_data"] = _plain(config.eval_data, job.val.source if job.val else None)
-    values["callbacks"] = []
-    for given in config.callbacks:
-        if isinstance(given, str | dict):
-            values["callbacks"].append(given)
-        else:
-            values["callbacks"].append(f"{type(given).__module__}.{type(given).__qualname__}")
-            reproducible = False
-    values["batch_size"] = job.batch_size
-    values["sampler"] = job.sampler
+    """What `run.yaml` holds: the configuration as it was resolved, and where it ran."""
+    from ftray.callbacks.registry import CALLBACKS, resolve_callbacks
+
+    options = [n for n in FitConfig.model_fields if n not in (*DATA_FIELDS, "callbacks")]
+    given = resolve_callbacks(config.callbacks)  # the job's are copies without their data
+    found = {
+        **{name: data_facts(getattr(config, name)) for name in DATA_FIELDS},
+        **{name: plain(getattr(config, name)) for name in options},
+        "callbacks": callback_facts(job.callbacks, given, CALLBACKS),
+    }
+    values = {name: found[name][0] for name in FitConfig.model_fields}
     return {
         "run": job.run_uri,
-        "config": yaml.safe_load(yaml.safe_dump(values)),
-        "reproducible": reproducible,
-        "data": job.provenance,
+        "config": {**values, "batch_size": job.batch_size, "sampler": job.sampler},
+        "reproducible": all(exact for _, exact in found.values()),
+        "data": plain(job.provenance)[0],
         "environment": environment(),
     }
-
-
-def _plain(given: Any, source: str | None) -> Any:
-    return (
-        given
-        if isinstance(given, str | None)
-        else (str(given) if isinstance(given, Path) else source)
-    )
-
-
-def _check_same(job: Job, storage: Storage) -> None:
-    """Refuse to continue a run with other data or other mathematics."""
-    facts = RecordReader(storage).config()
-    before = facts.get("config", {})
-    now = {**job.config.model_dump(include=set(SAME_ON_RESUME)), "batch_size": job.batch_size}
-    now["sampler"] = job.sampler
-    now = yaml.safe_load(yaml.safe_dump(now))
-    for name in SAME_ON_RESUME:
-        if before.get(name) != now[name]:
-            raise ConfigError(
-                f"The run {storage.uri} was started with {name} = {before.get(name)!r}, not "
-                f"{now[name]!r}: a run continues with what it began with"
-            )
-    if facts.get("data", {}).get("train_data", {}).get("sha256") != job.train.fingerprint:
-        raise ConfigError(f"train_data is not what the run {storage.uri} was started with")
 
 
 def get_run(name: str, experiment_name: str | None = None, storage_path: str = "runs") -> Run:
@@ -299,8 +311,7 @@ def get_model(
 
     text = str(name)
     if "://" in text:
-        root, _, last = text.rstrip("/").rpartition("/")
-        with Storage(root).local_copy(last) as folder:
+        with Storage(text).local_copy("") as folder:
             return load_encoder(str(folder), device=local_device(device), max_length=max_length)
     return load_encoder(text, device=local_device(device), max_length=max_length)
 
@@ -412,20 +423,28 @@ def list_callbacks() -> list[str]:
     return sorted(CALLBACKS)
 
 
+class _Needed:
+    """Stands in signatures for the default of a field that has none."""
+
+    def __repr__(self) -> str:
+        return "<needed>"
+
+
 def _signature() -> inspect.Signature:
     """`fit` with every field of `FitConfig`, for help() and for notebooks."""
-    parameters = [
+    own = inspect.signature(fit).parameters
+    fields = [
         inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty
+            default=_Needed()
             if field.is_required()
             else field.get_default(call_default_factory=True),
             annotation=field.annotation,
         )
         for name, field in FitConfig.model_fields.items()
     ]
-    return inspect.Signature(parameters, return_annotation=Run)
+    return inspect.Signature([own["config"], *fields, own["listeners"]], return_annotation=Run)
 
 
 fit.__signature__ = _signature()  # type: ignore[attr-defined]

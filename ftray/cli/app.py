@@ -85,7 +85,7 @@ def demo(
     num_workers: Annotated[
         str, typer.Option(help="0 = this process, N workers on Ray, or auto.")
     ] = "auto",
-    epochs: Annotated[int, typer.Option(min=0)] = 2,
+    epochs: Annotated[int, typer.Option(min=1)] = 2,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     storage_path: StoragePath = "runs",
 ) -> None:

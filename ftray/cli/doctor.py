@@ -6,8 +6,10 @@ import json
 import os
 import platform
 import shutil
+import socket
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 from ftray.models.registry import MODELS, locate_model
@@ -68,7 +70,20 @@ def _ray() -> str:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         return f"RAY_ADDRESS = {address}"
-    return "no RAY_ADDRESS: a running cluster on this machine is joined, else one is started"
+    noted = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    running = noted.read_text().strip() if noted.is_file() else ""
+    if running and _answers(running):
+        return f"a cluster runs at {running} and is joined"
+    return "no cluster runs here: ftray starts one for a fit and stops it again"
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _hub() -> str:

@@ -20,7 +20,7 @@ def run(storage_path: str, experiment: str | None, as_json: bool) -> None:
     rows: list[dict[str, Any]] = [
         {
             "name": r.name,
-            "experiment": r.path.rsplit("/", 2)[-2],
+            "experiment": r.experiment,
             "status": r.status(),
             "created_s": r.times.get("created_s", 0.0),
             "model": r.config.get("model"),

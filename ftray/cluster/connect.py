@@ -89,7 +89,15 @@ def _join_or_start() -> bool:
     except ConnectionError as error:
         if address:
             raise ClusterError(_no_answer(address, error)) from None
-    ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR)
+    except Exception as error:
+        where = f"at RAY_ADDRESS = '{address}'" if address else "that runs on this machine"
+        raise ClusterError(f"The Ray cluster {where} cannot be joined: {error}") from error
+    try:
+        ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR)
+    except Exception as error:
+        raise ClusterError(
+            f"Ray cannot be started on this machine: {error}. num_workers: 0 trains without Ray"
+        ) from error
     return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from ray.train.v2._internal.execution import context as reports
 from ftray.cluster.actors import ActorRetrieval, load_scorers
 from ftray.cluster.bridge import Sender
 from ftray.errors import FtrayError, StorageError
-from ftray.events import Event
+from ftray.events import Event, Log
 from ftray.record.storage import Storage
 from ftray.runtime.base import Collectives
 from ftray.runtime.process_group import (
@@ -117,8 +118,11 @@ def train_worker(setup: dict[str, Any]) -> Any:
     except LostWorkersError:
         raise
     except FtrayError as error:
+        if error.__cause__ is not None:
+            runtime.emit(Log(level="DEBUG", message=traceback.format_exc()))
         raise FatalError(type(error).__name__, str(error)) from error
     except Exception as error:
+        runtime.emit(Log(level="DEBUG", message=traceback.format_exc()))
         raise FatalError("", f"{type(error).__name__}: {error}") from error
     finally:
         sender.close()

@@ -128,7 +128,9 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], run: str) -> N
         if name not in data:
             raise ConfigError(f"The run {run} was started without {name}")
         if data[name].get("fingerprint") != given_data[name].get("fingerprint"):
-            raise ConfigError(f"{name} is not what the run {run} was started with: data has changed")
+            raise ConfigError(
+                f"{name} is not what the run {run} was started with: data has changed"
+            )
 
 
 def _check_same_callbacks(was: Sequence[Any], given: Sequence[Any], run: str) -> None:

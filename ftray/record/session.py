@@ -109,6 +109,7 @@ class RunSession:
         self._warnings: list[Log] = []
         self._started = time.monotonic()
         self._lock = threading.RLock()
+        self._on_record = False
         self._over = threading.Event()
 
     def open(self, facts: dict[str, Any], *, resumed: bool = False) -> None:
@@ -119,6 +120,7 @@ class RunSession:
             resumed: whether the folder holds a run that goes on: its `run.yaml` then stays, and
                 tells of this attempt beside it.
         """
+        self._on_record = True
         self.storage.delete(STOP_FILE)
         if resumed:
             self._writer.describe_resumed(facts)
@@ -165,8 +167,16 @@ class RunSession:
         with suppress(Exception):
             _close(listener)
 
-    def close_listeners(self) -> None:
-        """Close the listeners that can be closed; what they raise goes to the log."""
+    def close(self) -> None:
+        """Close the listeners that can be closed, and stop showing the run alive.
+
+        `finish`, `interrupted` and `fail` do so; it is for what fails before the session is opened.
+        """
+        self._over.set()
+        self._close_listeners()
+
+    def _close_listeners(self) -> None:
+        """What they raise goes to the log."""
         with self._lock:
             while self._listeners:
                 listener = self._listeners[0]
@@ -176,7 +186,7 @@ class RunSession:
                     self._drop(listener, error)
                 else:
                     self._listeners.remove(listener)
-            for warning in self._warnings:
+            for warning in self._warnings if self._on_record else ():
                 self._writer(warning)
             self._warnings = []
 
@@ -232,7 +242,7 @@ class RunSession:
     def _end(self, status: str, details: str) -> None:
         self._over.set()
         try:
-            self.close_listeners()
+            self._close_listeners()
         finally:
             self._writer.close(status, details)
 

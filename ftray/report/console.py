@@ -101,7 +101,8 @@ class RunConsole:
         if not self._live:
             if time.monotonic() - self._said > PLAIN_EVERY_S:
                 self._said = time.monotonic()
-                print(f"  {title} {event.step + 1}/{self._steps} {self._note()}", flush=True)
+                line = Text(f"  {title} {event.step + 1}/{self._steps} {self._note()}")
+                self._console.print(line, soft_wrap=True)
             return
         bars = self._open()
         if self._training is None:

@@ -58,7 +58,7 @@ class Keeper:
         """Load weights, loss and optimizer in place; returns where to go on."""
         return read_checkpoint(self._storage, name, self._encoder, self._loss, self._optimizer)
 
-    def save(self, position: Position, *, is_best: bool) -> str:
+    def save(self, position: Position, *, is_best: bool) -> None:
         """Write a checkpoint; keep it, the one before, and the best; remove the others.
 
         The one before stays because a cluster may not know of the new one yet.
@@ -78,7 +78,6 @@ class Keeper:
         best = position.best["name"] if position.best else name
         for gone in remove_checkpoints(self._storage, {name, best, previous or name}):
             self._tell(CheckpointRemoved(name=gone))
-        return name
 
     def write_artifact(self, position: Position, facts: dict[str, Any]) -> None:
         """Write the artifact: the best checkpoint's weights where there is one, else the last."""

@@ -398,21 +398,20 @@ class Loop:
         position.epoch, position.step, position.epoch_losses = position.epoch + 1, 0, []
 
     def _checkpoint(self, best: MarkBest | None = None) -> None:
-        """Rank 0 writes; then all ranks tell the cluster."""
+        """Rank 0 writes; then all ranks tell the cluster. Every rank holds the same position."""
         position = self.position
+        if self.stop is not None and not isinstance(self.stop, OutsideStop):
+            position.stopped = self.stop.reason
+        if best is not None:
+            position.mark_best(best.monitor, best.value)
         with self._timed("checkpoint"):
-            name = None
             if self.runtime.rank == 0:
                 position.scheduler = self.scheduler.state_dict()
                 position.scaler = self.precision.state_dict()
                 position.callbacks = self.callbacks.state_dict()
-                if self.stop is not None and not isinstance(self.stop, OutsideStop):
-                    position.stopped = self.stop.reason
-                if best is not None:
-                    position.mark_best(best.monitor, best.value)
-                name = self.keeper.save(position, is_best=best is not None)
-            name = self.runtime.broadcast(name)
-            self.runtime.commit(f"checkpoints/{name}", dict(position.metrics))
+                self.keeper.save(position, is_best=best is not None)
+            self.runtime.barrier()
+            self.runtime.commit(f"checkpoints/{position.name}", dict(position.metrics))
 
     # ---------------------------------------------------------------- small things
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import ftray
 from ftray.callbacks import BestModelCheckpoint, Callback, EvaluationCallback
+from ftray.callbacks.base import Stop
 from ftray.errors import ClusterError, RunFailedError
 from ftray.events import EpochEnded, FitStarted, RankStep, StepEnded
 
@@ -177,6 +178,34 @@ def test_an_error_that_would_come_again_is_not_tried_again(
     run = ftray.get_run("failing", storage_path=str(folder / "runs"))
     assert run.status() == "FAILED" and "no good" in run.details
     assert len([e for e in run._record.all_events() if isinstance(e, FitStarted)]) == 1
+
+
+class StopAt(Callback):
+    def on_train_batch_end(self, state):
+        return Stop("enough") if state.global_step == 5 else None
+
+
+@pytest.mark.parametrize("keep_best", [False, True])
+def test_two_workers_agree_on_what_follows_a_stop_in_mid_epoch(
+    session, folder, tiny_model, labelled_rows, keep_best
+):
+    """With a best checkpoint the artifact is evaluated already, without one it is evaluated now:
+    a rank that saw it otherwise would wait for the others for ever.
+    """
+    run = fit(
+        folder,
+        tiny_model,
+        labelled_rows,
+        num_workers=2,
+        callbacks=[
+            EvaluationCallback(labelled_rows[:41], labelled_rows[41:]),
+            StopAt(),
+            *([BestModelCheckpoint("train_loss")] if keep_best else []),
+        ],
+    )
+    assert run.status() == "FINISHED"
+    steps = [e.global_step for e in run._evaluations()]
+    assert steps == ([0, 3] if keep_best else [0, 3, 5])
 
 
 def test_a_run_is_stopped_from_outside(session, folder, tiny_model, labelled_rows):

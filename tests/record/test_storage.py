@@ -72,6 +72,22 @@ def test_names_are_those_directly_below_in_order(storage: Storage, folder: Path)
     assert storage.names("nowhere") == []
 
 
+def test_a_file_that_is_being_written_has_no_name_yet(
+    local: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, replace = [], os.replace
+
+    def look(source: str, target: str) -> None:
+        seen.append((os.listdir(local.path("events")), local.names("events")))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", look)
+    local.write_text("events/part-00000.jsonl", "1")
+    assert seen == [([f".part-00000.jsonl.{os.getpid()}.tmp"], [])]
+    local.write_text(".hidden", "")
+    assert local.names() == [".hidden", "events"]
+
+
 def test_delete_takes_files_and_whole_folders_and_what_is_not_there(
     storage: Storage, folder: Path
 ) -> None:
@@ -192,6 +208,7 @@ def test_folder_below_a_uri_may_hold_any_sign(name: str, tmp_path: Path) -> None
 def test_folder_below_a_uri_with_options_is_another_folder(tmp_path: Path) -> None:
     below = Storage(f"file://{tmp_path}?region=eu").under("run")
     assert below.path() == f"{tmp_path}/run"
+    assert below.uri == f"file://{tmp_path}/run?region=eu" and below.name == "run"
 
 
 def test_storage_travels_to_workers(local: Storage) -> None:
