@@ -119,10 +119,10 @@ def train_worker(setup: dict[str, Any]) -> Any:
         raise
     except FtrayError as error:
         if error.__cause__ is not None:
-            runtime.emit(Log(level="DEBUG", message=traceback.format_exc()))
+            runtime.emit(Log(level="TRACE", message=traceback.format_exc()))
         raise FatalError(type(error).__name__, str(error)) from error
     except Exception as error:
-        runtime.emit(Log(level="DEBUG", message=traceback.format_exc()))
+        runtime.emit(Log(level="TRACE", message=traceback.format_exc()))
         raise FatalError("", f"{type(error).__name__}: {error}") from error
     finally:
         sender.close()

@@ -23,6 +23,7 @@ __all__ = ["EXPERIMENT", "answer", "demo_config", "run_demo"]
 
 EXPERIMENT = "demo"
 MAX_LENGTH = 64
+EXAMPLES = 50
 
 
 def demo_config(corpus: CodeSearch, **overrides: Any) -> FitConfig:
@@ -37,7 +38,9 @@ def demo_config(corpus: CodeSearch, **overrides: Any) -> FitConfig:
         "learning_rate": 1e-4,
         "max_length": MAX_LENGTH,
         "callbacks": [
-            EvaluationCallback(_records(corpus.test), gather_examples=True, num_example_queries=3),
+            EvaluationCallback(
+                _records(corpus.test), gather_examples=True, num_example_queries=EXAMPLES
+            ),
             BestModelCheckpoint(monitor="val_loss"),
             EarlyStopping(monitor="val_loss", patience=1),
         ],
@@ -82,17 +85,33 @@ def run_demo(console: Console, **overrides: Any) -> Run:
 
 
 def _show_examples(console: Console, run: Run, corpus: CodeSearch) -> None:
-    """The best three functions for each example query, before and after; ✓ is the right one."""
+    """The best three functions for three queries, before and after; ✓ is the right one."""
     place = {pair.document: pair for pair in corpus.test}
     results = run.example_results()
-    for query, old in results["before"].items():
-        table = Table(title=f"[bold yellow]{escape(query)}[/]", title_justify="left", expand=False)
+    for why, query in _instructive(results):
+        old = results["before"][query]
+        title = f"[bold yellow]{escape(query)}[/] [dim]({why} of {len(results['before'])})[/]"
+        table = Table(title=title, title_justify="left", expand=False)
         for title in ("", "Before", "After"):
             table.add_column(title)
         new = results["after"].get(query, [])
         for rank, matches in enumerate(zip(old[:3], new[:3], strict=True), start=1):
             table.add_row(str(rank), *(_match(match, place[match["text"]]) for match in matches))
         console.print(table)
+
+
+def _instructive(results: dict[str, dict[str, list[Any]]]) -> list[tuple[str, str]]:
+    """Of the example queries those that gained and lost most, and the first that did neither."""
+
+    def score(side: str, query: str) -> float:
+        hits = [i for i, m in enumerate(results[side].get(query, []), start=1) if m["relevant"]]
+        return 1 / hits[0] if hits else 0.0
+
+    gain = {query: score("after", query) - score("before", query) for query in results["before"]}
+    order = sorted(gain, key=lambda query: -gain[query])
+    same = [query for query in gain if gain[query] == 0 and score("after", query) == 1]
+    shown = [("gained most", order[0]), ("lost most", order[-1])]
+    return shown[:1] + [("found before and after", query) for query in same[:1]] + shown[1:]
 
 
 def _match(match: dict[str, Any], pair: CodePair) -> str:

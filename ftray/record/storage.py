@@ -103,10 +103,13 @@ class Storage:
 
         Files that are being written are not there yet.
         """
-        selector = fs.FileSelector(self.path(folder), allow_not_found=True)
         try:
-            found = [info.base_name for info in self.filesystem.get_file_info(selector)]
-        except NotADirectoryError:
+            if self.is_local:  # pyarrow raises if the folder is made while it looks
+                found = os.listdir(self.path(folder))
+            else:
+                selector = fs.FileSelector(self.path(folder), allow_not_found=True)
+                found = [info.base_name for info in self.filesystem.get_file_info(selector)]
+        except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(name for name in found if not PARTIAL.match(name))
 

@@ -48,7 +48,8 @@ class RunConsole:
     def __call__(self, event: Event) -> None:
         """Show an event."""
         if isinstance(event, Log):
-            self._line(event)
+            if event.level != "TRACE":  # tracebacks stand in the record
+                self._line(event)
         elif isinstance(event, FitStarted):
             self._epochs, self._steps = event.epochs, event.steps_per_epoch
         elif isinstance(event, StepEnded):

@@ -70,6 +70,7 @@ def test_version(cli):
         (["fit"], "Missing argument"),
         (["fit", "--sat", "x"], "No such option"),
         (["evaluate", "x", "--query", "q", "--limit", "0"], "--limit"),
+        (["demo", "--epochs", "0"], "--epochs"),
     ],
 )
 def test_wrong_usage_is_2_with_help(cli, arguments, said):
