@@ -90,7 +90,7 @@ def _show_examples(console: Console, run: Run, corpus: CodeSearch) -> None:
     results = run.example_results()
     for why, query in _instructive(results):
         old = results["before"][query]
-        title = f"[bold yellow]{escape(query)}[/] [dim]({why} of {len(results['before'])})[/]"
+        title = f"[bold yellow]{escape(query)}[/] [dim]({why}, of {len(results['before'])} examples)[/]"
         table = Table(title=title, title_justify="left", expand=False)
         for title in ("", "Before", "After"):
             table.add_column(title)
