@@ -90,8 +90,9 @@ def _show_examples(console: Console, run: Run, corpus: CodeSearch) -> None:
     results = run.example_results()
     for why, query in _instructive(results):
         old = results["before"][query]
-        title = f"[bold yellow]{escape(query)}[/] [dim]({why}, of {len(results['before'])} examples)[/]"
-        table = Table(title=title, title_justify="left", expand=False)
+        count = len(results["before"])
+        headline = f"[bold yellow]{escape(query)}[/] [dim]({why}, of {count} examples)[/]"
+        table = Table(title=headline, title_justify="left", expand=False)
         for title in ("", "Before", "After"):
             table.add_column(title)
         new = results["after"].get(query, [])
