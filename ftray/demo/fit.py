@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -79,9 +83,19 @@ def run_demo(console: Console, **overrides: Any) -> Run:
     )
     console.print(f"Run:      [bold]{run.path}[/]\n", soft_wrap=True)
     console.print("Next:")
-    console.print('  ftray demo --ask "split a string like a shell does"')
-    console.print(f"  ftray show {run.path}", soft_wrap=True)
+    storage = overrides.get("storage_path", "runs")
+    place = "" if storage == "runs" else f" --storage-path {storage}"
+    console.print(f'  {_command()} demo --ask "split a string like a shell does"{place}')
+    console.print(f"  {_command()} show {run.path}", soft_wrap=True)
     return run
+
+
+def _command() -> str:
+    """How the user called ftray: by name where that finds it, else by its path."""
+    called = Path(sys.argv[0])
+    if called.name != "ftray" or shutil.which("ftray") == str(called):
+        return "ftray"
+    return os.path.relpath(called)
 
 
 def _show_examples(console: Console, run: Run, corpus: CodeSearch) -> None:
