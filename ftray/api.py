@@ -121,7 +121,7 @@ def _run(
     except BaseException as error:
         session.fail(error)
         raise
-    if ended.status == "STOPPED" and session.stop.signal is not None:
+    if session.stop.signal is not None:  # heard too late to stop anything, it still counts
         if session.stop.signal.name == "SIGTERM":
             raise SystemExit(143)
         raise KeyboardInterrupt
@@ -144,10 +144,6 @@ def _trainer(job: Job, session: RunSession) -> Callable[[], FitEnded]:
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError("device = 'cuda', but torch sees no GPU here: 'cpu', or 'auto'")
         return Loop(job, LocalRuntime(device, job.evaluations, session.emit, session.stop)).run
-    from ftray.losses.registry import build_loss
-
-    config = job.config  # wrong options are to be said before Ray starts
-    build_loss(config.loss, config.loss_options, embedding_dim=8, n_groups=2, seed=0)
     from ftray.cluster.trainer import fit_on_ray
 
     return lambda: fit_on_ray(job, session)

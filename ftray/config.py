@@ -115,7 +115,9 @@ class FitConfig(BaseModel):
     run_name: str | None = None
     description: str | None = None
     resume: Literal["never", "auto", "must"] = Field(
-        "never", description="Continue the run `run_name` from its newest checkpoint."
+        "never",
+        description="Continue the run `run_name` from its newest checkpoint: auto if there is one, "
+        "must. A run that is FINISHED has nothing to continue and is refused.",
     )
     max_failures: int = Field(
         2, ge=0, le=100, description="How often lost workers are replaced before the run fails."

@@ -226,3 +226,60 @@ def test_what_an_epoch_leaves_out_is_on_record(tmp_path, tiny_model):
     left_out = [e.rows_left_out for e in run._record.events() if isinstance(e, EpochEnded)]
     assert left_out == [15, 15]
     assert "15 of 40 rows do not fit an epoch" in run.logs()
+
+
+def test_a_validation_split_holds_positives_and_keeps_the_notes(tmp_path, tiny_model):
+    """One row held out of each class would have no positive, and a loss of zero."""
+    rows = [
+        {"text": f"card {word} {i} {'app ' * (i % 4)}", "label": word}
+        for word in ("lost", "bank", "money", "pin", "fee", "rate", "open", "send")
+        for i in range(10)
+    ]
+    run = fit(
+        tmp_path,
+        model=str(tiny_model),
+        train_data=rows,
+        loss="TripletMarginLoss",
+        val_split=0.1,
+        callbacks=[BestModelCheckpoint("val_loss")],
+    )
+    losses = [x for x in run.history()["val_loss"].to_pylist() if x is not None]
+    assert all(loss > 0 for loss in losses)
+    assert "8 of 80 rows are held out" in run.logs()
+    assert "80 texts with 8 labels" in run.logs()
+
+
+class NotJson(Callback):
+    def state_dict(self):
+        return {"best": np.float32(1)}
+
+
+def test_state_that_json_cannot_hold_fails_with_the_callbacks_name(
+    tmp_path, tiny_model, labelled_rows
+):
+    with pytest.raises(RunFailedError, match=r"NotJson\.state_dict gave what JSON cannot hold"):
+        fit(tmp_path, model=str(tiny_model), train_data=labelled_rows, callbacks=[NotJson()])
+
+
+def test_the_artifact_of_a_run_cut_off_in_mid_epoch_claims_no_metrics(
+    tmp_path, tiny_model, labelled_rows
+):
+    class StopFile(Callback):
+        def on_train_batch_end(self, state):
+            if state.global_step == 1:
+                ftray.get_run(state.run_path).stop()
+
+    run = fit(
+        tmp_path,
+        model=str(tiny_model),
+        train_data=labelled_rows,
+        epochs=3000,
+        callbacks=[EvaluationCallback(labelled_rows), StopFile()],
+    )
+    facts = json.loads(Path(f"{run.artifact_id}/ftray.json").read_text())
+    assert run.status() == "STOPPED"
+    evaluated = {e.global_step: e.metrics for e in run._evaluations()}
+    if facts["global_step"] in evaluated:
+        assert facts["metrics"]["ndcg_at_k"] == evaluated[facts["global_step"]]["ndcg_at_k"]
+    else:
+        assert facts["metrics"] == {}

@@ -148,7 +148,9 @@ class Callback:
     None. An exception fails the run, with the names of the callback and the hook.
 
     Attributes:
-        metric_names: metrics that this callback logs itself, so that others may monitor them.
+        metric_names: metrics that this callback logs itself, so that others may monitor them. Log
+            them by `on_train_epoch_end`, `on_val_end` or `on_evaluation_end`: monitors look at
+            `on_epoch_end`.
     """
 
     metric_names: ClassVar[Sequence[str]] = ()

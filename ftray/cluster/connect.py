@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray._private.state import available_resources_per_node
+from ray._private.utils import read_ray_address
 
 from ftray.config import FitConfig
 from ftray.errors import ClusterError
 
-__all__ = ["Connection", "Placement", "connected", "place"]
+__all__ = ["Placement", "connected", "place"]
 
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no network call that nobody asked for
@@ -33,14 +37,6 @@ JOINED_DEFAULTS = ("OMP_WAIT_POLICY", "TOKENIZERS_PARALLELISM")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Connection:
-    """The Ray session of a fit: `own` if ftray started it; the dashboard's URL if there is one."""
-
-    own: bool
-    dashboard: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Placement:
     """What the workers of a fit get."""
 
@@ -50,25 +46,27 @@ class Placement:
 
 
 @contextmanager
-def connected() -> Iterator[Connection]:
-    """Be connected to Ray, and leave everything as it was found.
+def connected() -> Iterator[str | None]:
+    """Be connected to Ray, and leave everything as it was found; yields the dashboard's URL.
 
     In this order: the session that this process has already; the cluster that `RAY_ADDRESS` names;
-    a cluster that runs on this machine; a new one on this machine, which is stopped at the end.
+    a cluster that `ray start` started on this machine; a new one on this machine, which is stopped
+    at the end.
 
     Raises:
-        ClusterError: if the named cluster cannot be reached.
+        ClusterError: if the cluster cannot be joined or started.
     """
     before = {name: os.environ.get(name) for name in DEFAULTS}
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     try:
         if ray.is_initialized():
-            yield Connection(own=False, dashboard=_dashboard())
+            yield _dashboard()
             return
-        own = _join_or_start()
+        with _signals_kept():
+            _join_or_start()
         try:
-            yield Connection(own=own, dashboard=_dashboard())
+            yield _dashboard()
         finally:
             ray.shutdown()
     finally:
@@ -77,39 +75,66 @@ def connected() -> Iterator[Connection]:
                 os.environ.pop(name, None)
 
 
-def _join_or_start() -> bool:
-    """Whether a new cluster was started."""
-    environment = {"env_vars": {name: os.environ[name] for name in JOINED_DEFAULTS}}
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """`ray.init` takes SIGTERM for itself; a run has a use for it."""
+    main = threading.current_thread() is threading.main_thread()
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _join_or_start() -> None:
+    address = os.environ.get("RAY_ADDRESS") or "auto"
+    if address == "auto":
+        address = _started_here() or "local"
+    elif address != "local":
         _check_address(address)
+    options: dict[str, Any] = {"include_dashboard": False}
+    if address != "local":
+        options = {"runtime_env": {"env_vars": {n: os.environ[n] for n in JOINED_DEFAULTS}}}
     try:
-        ray.init(address=address or "auto", runtime_env=environment, logging_level=logging.ERROR)
-        return False
-    except ConnectionError as error:
-        if address:
-            raise ClusterError(_no_answer(address, error)) from None
+        ray.init(address=address, logging_level=logging.ERROR, **options)
     except Exception as error:
-        where = f"at RAY_ADDRESS = '{address}'" if address else "that runs on this machine"
-        raise ClusterError(f"The Ray cluster {where} cannot be joined: {error}") from error
-    try:
-        ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR)
-    except Exception as error:
-        raise ClusterError(
-            f"Ray cannot be started on this machine: {error}. num_workers: 0 trains without Ray"
-        ) from error
-    return True
+        if address == "local":
+            raise ClusterError(
+                f"Ray cannot be started on this machine: {error}. num_workers: 0 trains without it"
+            ) from error
+        raise ClusterError(f"The Ray cluster at '{address}' cannot be joined: {error}") from error
+
+
+def _started_here() -> str | None:
+    """The address of a cluster that `ray start` recorded on this machine, if it is alive.
+
+    A cluster that another process started for itself is none of ours: it ends with that process.
+    """
+    address = read_ray_address()
+    return address if address and _unreachable(address) is None else None
 
 
 def _check_address(address: str) -> None:
-    """Refuse an address where nobody listens; `ray.init` would wait for minutes."""
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
-    if not separator or not port.isdigit():
-        return
+    """Refuse an address that cannot work; `ray.init` would wait for minutes."""
+    if "://" in address:
+        raise ClusterError(
+            f"RAY_ADDRESS = '{address}': the address of the cluster itself is needed, such as "
+            "host:6379. From outside a cluster, start the fit on it, as a job."
+        )
+    error = _unreachable(address)
+    if error is not None:
+        raise ClusterError(_no_answer(address, error))
+
+
+def _unreachable(address: str) -> Exception | None:
+    """Why nobody can be reached at host:port; None if somebody can."""
+    host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
-    except OSError as error:
-        raise ClusterError(_no_answer(address, error)) from None
+    except (OSError, ValueError) as error:
+        return error
+    return None
 
 
 def _no_answer(address: str, error: Exception) -> str:

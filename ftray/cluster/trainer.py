@@ -14,7 +14,7 @@ from ftray import errors
 from ftray.callbacks.best_model import BestModelCheckpoint
 from ftray.cluster.actors import SCORE_TIMEOUT_S, start_scorers
 from ftray.cluster.bridge import open_mailbox
-from ftray.cluster.connect import Connection, Placement, connected, place
+from ftray.cluster.connect import Placement, connected, place
 from ftray.cluster.worker import FatalError, train_worker
 from ftray.errors import RunFailedError
 from ftray.events import FitEnded, Log
@@ -73,16 +73,16 @@ def fit_on_ray(job: Job, session: RunSession) -> FitEnded:
         FtrayError: what a worker raised.
         RunFailedError: if workers were lost more often than `max_failures`.
     """
-    with connected() as connection:
+    with connected() as dashboard:
         placement = place(job.config)
-        if connection.dashboard:
-            session.say(f"Ray dashboard: {connection.dashboard}")
+        if dashboard:
+            session.say(f"Ray dashboard: {dashboard}")
         mailbox = open_mailbox()
         scorers = start_scorers(len(job.evaluations))
         try:
             setup = {"job": ray.put(job), "mailbox": mailbox, "scorers": scorers}
             session.storage.delete(SNAPSHOT)  # we continue from our own record
-            trainer = _trainer(job, setup, placement, connection)
+            trainer = _trainer(job, setup, placement, cleaner=dashboard is not None)
             return _watch(trainer, mailbox, session)
         finally:
             for actor in (mailbox, *scorers):
@@ -90,7 +90,7 @@ def fit_on_ray(job: Job, session: RunSession) -> FitEnded:
 
 
 def _trainer(
-    job: Job, setup: dict[str, Any], placement: Placement, connection: Connection
+    job: Job, setup: dict[str, Any], placement: Placement, *, cleaner: bool
 ) -> TorchTrainer:
     best = [c for c in job.callbacks if isinstance(c, BestModelCheckpoint)]
     scoring = (
@@ -101,7 +101,7 @@ def _trainer(
         if best
         else {}
     )
-    cls = TorchTrainer if connection.dashboard else TrainerWithoutCleaner
+    cls = TorchTrainer if cleaner else TrainerWithoutCleaner
     return cls(
         train_worker,
         train_loop_config=setup,
@@ -144,19 +144,30 @@ def _watch(trainer: TorchTrainer, mailbox: Any, session: RunSession) -> FitEnded
     try:
         while thread.is_alive():
             thread.join(POLL_S)
-            for event in ray.get(mailbox.drain.remote(session.stop())):
-                session.emit(event)
+            _pass_on(mailbox, session)
     except BaseException:
         # the workers must not go on without a driver: this session may outlive the run
         mailbox.drain.remote("the driver was cut off")
         thread.join(WIND_DOWN_S)
         raise
-    for event in ray.get(mailbox.drain.remote(None)):
-        session.emit(event)
+    _pass_on(mailbox, session)
     if "error" in outcome:
         raise _readable(outcome["error"])
     ended: FitEnded = outcome["result"].return_value
     return ended
+
+
+def _pass_on(mailbox: Any, session: RunSession) -> None:
+    """Events from the workers to the record; a stop request the other way."""
+    try:
+        events = ray.get(mailbox.drain.remote(session.stop()))
+    except ray.exceptions.RayError as error:
+        raise RunFailedError(
+            f"The connection to the workers was lost: {error}. The last checkpoint is kept; "
+            "continue with resume: auto"
+        ) from error
+    for event in events:
+        session.emit(event)
 
 
 def find_fatal(error: BaseException | None) -> FatalError | None:

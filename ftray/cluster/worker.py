@@ -50,10 +50,9 @@ class RayRuntime:
     Args:
         sender: the way to the driver.
         scorers: handles of the evaluation actors.
-        run_uri: the run directory.
     """
 
-    def __init__(self, sender: Sender, scorers: Sequence[Any], run_uri: str) -> None:
+    def __init__(self, sender: Sender, scorers: Sequence[Any]) -> None:
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
@@ -69,7 +68,6 @@ class RayRuntime:
         self.barrier = group.barrier
         self._sender = sender
         self._retrievals = [ActorRetrieval(actor) for actor in scorers]
-        self._run_uri = run_uri
 
     def emit(self, event: Event) -> None:
         """Send an event towards the driver; never waits."""
@@ -109,7 +107,7 @@ def train_worker(setup: dict[str, Any]) -> Any:
     logging.getLogger(reports.__file__).setLevel(logging.WARNING)  # our record says it better
     sender = Sender(setup["mailbox"])
     job = ray.get(setup["job"])
-    runtime = RayRuntime(sender, setup["scorers"], job.run_uri)
+    runtime = RayRuntime(sender, setup["scorers"])
     try:
         _check_storage(job.run_uri)
         if runtime.rank == 0:

@@ -8,7 +8,7 @@ stated to be relevant, however indirectly, for a negative. InfoNCE masks by the 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -52,7 +52,7 @@ class StepRows:
 class TrainSet:
     """Distinct texts `(T,)`, rows of text numbers `(N, C)`, and the group of each row `(N,)`.
 
-    `C` is 1 for labelled data and 2 for pairs; `group_names` are the labels, None for pairs.
+    `C` is 1 for labelled data and 2 for pairs.
     `n_groups` is the number of classes, or of connected groups of pairs, in the whole data: the
     parts of a split number their groups alike, though they may not hold all of them.
     """
@@ -62,7 +62,6 @@ class TrainSet:
     rows: Numbers
     groups: Numbers
     n_groups: int
-    group_names: tuple[str, ...] | None
     notes: tuple[str, ...]
     source: str
     fingerprint: str
@@ -116,26 +115,26 @@ class TrainSet:
             rows=self.rows[rows],
             groups=self.groups[rows],
             n_groups=self.n_groups,
-            group_names=self.group_names,
             notes=(),
             source=source,
             fingerprint=hashlib.sha256(self.fingerprint.encode() + rows.tobytes()).hexdigest()[:16],
         )
 
     def split(self, share: float, seed: int) -> tuple[TrainSet, TrainSet]:
-        """Hold out about `share` of the rows: of each class, or whole groups of pairs.
+        """Hold out about `share` of the rows: two at a time of one class, or whole groups of pairs.
+
+        A single row of a class would have no positive, and the validation loss no meaning.
 
         Raises:
             DataError: if nothing would be left on one side.
         """
         rng = np.random.default_rng((seed, 0x5EED))
         if self.kind == "labelled":
-            order = rng.permutation(len(self))
-            order = order[np.argsort(self.groups[order], kind="stable")]
-            # every 1/share-th row of the rows in class order: each class gives its share
-            ticks = np.floor(np.arange(len(order) + 1) * share + rng.random())
+            couples = self._couples(rng)
+            # every 1/share-th couple in class order: each class gives its share
+            ticks = np.floor(np.arange(len(couples) + 1) * share + rng.random())
             held = np.zeros(len(self), bool)
-            held[order] = np.diff(ticks) > 0
+            held[couples[np.diff(ticks) > 0].ravel()] = True
         else:
             sizes = np.bincount(self.groups)
             order = rng.permutation(len(sizes))
@@ -147,10 +146,21 @@ class TrainSet:
                 f"val_split = {share} of {len(self)} rows leaves one side without rows: "
                 "give another share, or eval_data"
             )
+        note = f"{held.sum()} of {len(self)} rows are held out for the validation loss"
+        train = self.subset(np.flatnonzero(~held), self.source)
         return (
-            self.subset(np.flatnonzero(~held), self.source),
+            replace(train, notes=(*self.notes, note)),
             self.subset(np.flatnonzero(held), f"{share:.0%} of {self.source}"),
         )
+
+    def _couples(self, rng: np.random.Generator) -> Numbers:
+        """Shuffled rows of each class two by two, in class order, `(couples, 2)`."""
+        order = rng.permutation(len(self))
+        order = order[np.argsort(self.groups[order], kind="stable")]
+        groups = self.groups[order]
+        place = np.arange(len(order)) - np.searchsorted(groups, groups)
+        first = np.flatnonzero((place[:-1] % 2 == 0) & (groups[:-1] == groups[1:]))
+        return np.stack([order[first], order[first + 1]], axis=1)
 
 
 def train_set(records: Records, *, where: str = "train_data") -> TrainSet:
@@ -188,7 +198,6 @@ def _labelled(records: Records) -> TrainSet:
         rows=rows[:, :1],
         groups=rows[:, 1],
         n_groups=len(names),
-        group_names=tuple(names.to_pylist()),
         notes=records.notes,
         source=records.source,
         fingerprint=records.fingerprint,
@@ -214,7 +223,6 @@ def _pairs(records: Records) -> TrainSet:
         rows=rows,
         groups=groups.astype(np.int64),
         n_groups=len(sizes),
-        group_names=None,
         notes=tuple(notes),
         source=records.source,
         fingerprint=records.fingerprint,

@@ -304,9 +304,9 @@ def make_plan(
                 f"batch_size = {batch_size} cannot hold two classes of two rows each; "
                 "give at least 4, or sampler: random"
             )
-        if n_groups == len(rows) and what == "training":
+        if n_groups == len(rows):
             raise DataError(
-                f"Each of the {n_groups} classes has one training row: no text is anything's "
+                f"Each of the {n_groups} classes has one {what} row: no text is anything's "
                 "positive and there is nothing to learn. Give several texts for a class; if the "
                 "columns are pairs of texts, name them with `columns`, as query and document."
             )

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ftray.evaluation.metrics import judge, per_query
+from ftray.evaluation.metrics import judge, mean_metrics, per_query
 from ftray.evaluation.search import ExactIndex
 from ftray.evaluation.spec import EvaluationSpec
 
@@ -74,7 +74,7 @@ class Scorer:
             }
         )
         return Scores(
-            metrics={name: float(value.mean()) for name, value in values.items()},
+            metrics=mean_metrics(judged, spec.limit),
             per_query=table,
             examples=self._examples(ranked, found) if spec.examples else None,
             queries_without_relevant=int((judged.relevant == 0).sum()),

@@ -162,17 +162,6 @@ class TextEncoder(nn.Module):
         embedding: Tensor = self.model(moved)["sentence_embedding"]
         return embedding
 
-    def token_lengths(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text without truncation, special tokens included."""
-        ids = self.model.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
-        return [len(row) for row in ids]
-
-    @property
-    def max_length(self) -> int | None:
-        """Longest text in tokens; longer ones are cut."""
-        limit = self.model.max_seq_length
-        return None if limit is None else int(limit)
-
     def save(self, folder: Path) -> None:
         """Write a folder that `SentenceTransformer(folder)` loads; weights as safetensors."""
         with quiet():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -49,7 +50,15 @@ class CallbackDispatcher:
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Each callback's class and state, in order."""
-        return [{"name": type(c).__name__, "state": c.state_dict()} for c in self._callbacks]
+        states = [{"name": type(c).__name__, "state": c.state_dict()} for c in self._callbacks]
+        for state in states:
+            try:
+                json.dumps(state)
+            except (TypeError, ValueError) as error:
+                raise RunFailedError(
+                    f"{state['name']}.state_dict gave what JSON cannot hold: {error}"
+                ) from None
+        return states
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
         """Take up what `state_dict` gave.

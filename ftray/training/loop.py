@@ -176,7 +176,7 @@ class Loop:
             facts = {
                 "base_model": self.config.model,
                 "run": self.job.run_uri,
-                "metrics": best["metrics"] if best else self.position.metrics,
+                "metrics": best["metrics"] if best else self._own_metrics(outside),
             }
             with self._timed("checkpoint"):
                 self.keeper.write_artifact(self.position, facts)
@@ -189,6 +189,10 @@ class Loop:
             best=best,
             seconds=dict(self.seconds),
         )
+
+    def _own_metrics(self, outside: bool) -> dict[str, float]:
+        """The metrics that belong to the present weights: none when cut off in mid-epoch."""
+        return {} if outside and self.position.step else self.position.metrics
 
     # ---------------------------------------------------------------- one epoch
 

@@ -100,6 +100,33 @@ def test_twice_in_one_process_from_another_folder_starts_and_stops_ray(place, ti
     assert_nothing_is_left(group)
 
 
+def test_sigterm_stops_a_fit_on_ray_and_keeps_its_checkpoint(place, tiny_model):
+    """`ray.init` takes SIGTERM for itself; the run must hear it all the same."""
+    script = """
+        ftray.fit(
+            model=sys.argv[1], train_data=json.load(open("rows.json")), loss="SupConLoss",
+            epochs=5000, batch_size=32, storage_path="runs", run_name="term", listeners=[],
+        )
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", FIT + textwrap.dedent(script), str(tiny_model)],
+        cwd=place,
+        start_new_session=True,
+        env=_environment(),
+    )
+    logs = place / "runs" / "default" / "term" / "logs.txt"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        time.sleep(0.3)
+        if logs.exists() and "Checkpoint epoch-0002" in logs.read_text():
+            break
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+    status = json.loads((logs.parent / "status.json").read_text())
+    assert status["status"] == "STOPPED"
+    assert_nothing_is_left(process.pid)
+
+
 @pytest.fixture(scope="module")
 def running_ray():
     """A Ray that somebody else started, and its address."""

@@ -73,7 +73,7 @@ def test_sentence_transformers_loads_an_artifact_and_gives_the_same_embeddings(
     folder = artifact(tmp_path, encoder)
     theirs = SentenceTransformer(str(folder), device="cpu")
     again = load_encoder(str(folder))
-    assert theirs.max_seq_length == again.max_length == 24
+    assert theirs.max_seq_length == again.model.max_seq_length == 24
     seen = []
     for role in ("query", "document", ""):
         name = role if prompts and role else None
