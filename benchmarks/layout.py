@@ -78,7 +78,7 @@ def main() -> None:
             run().square().sum().backward()
             seconds[way].append(time.perf_counter() - start)
     features = {layout: encoder.collate(items, layout) for layout in ("padded", "bucketed")}
-    print(f"{ROWS} texts of {name}: {features['padded'].tokens} tokens; processed: padded ")
+    print(f"{ROWS} texts of {name}: {features['padded'].tokens} tokens; processed: ", end="")
     print(", ".join(f"{k} {v.processed_tokens}" for k, v in features.items()))
     print(f"{platform.processor() or platform.machine()}, {arguments.threads} threads, ", end="")
     print(f"torch {torch.__version__}, {arguments.runs} alternating runs after one warm-up\n")
