@@ -9,6 +9,7 @@ Random numbers come from `numpy.random.default_rng((seed, epoch, ...))`.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import Counter
 from typing import Literal, Protocol
 
@@ -54,7 +55,7 @@ def step_sizes(n_rows: int, batch_size: int) -> Rows:
     return sizes
 
 
-class _EpochwisePlan:
+class _EpochwisePlan(ABC):
     """Keeps the last prepared epoch, so that its steps are addressed directly."""
 
     def __init__(self, batch_size: int, steps_per_epoch: int, seed: int) -> None:
@@ -80,8 +81,9 @@ class _EpochwisePlan:
             self._steps, self._left_out = self._prepare(epoch)
             self._epoch = epoch
 
+    @abstractmethod
     def _prepare(self, epoch: int) -> tuple[list[Rows], int]:
-        raise NotImplementedError
+        """All steps of an epoch, and how many rows they leave out."""
 
 
 class RandomPlan(_EpochwisePlan):

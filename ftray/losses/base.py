@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -40,7 +41,7 @@ class Shard:
         return slice(n * self.rank // self.world_size, n * (self.rank + 1) // self.world_size)
 
 
-class StepLoss(nn.Module):
+class StepLoss(nn.Module, ABC):
     """Base of the losses that the training step takes.
 
     Attributes:
@@ -53,9 +54,9 @@ class StepLoss(nn.Module):
     needs: ClassVar[Literal["labels", "pairs"]]
     sharded: ClassVar[bool]
 
+    @abstractmethod
     def forward(self, embeddings: Tensor, inputs: LossInputs, shard: Shard) -> Tensor:
         """The loss, a scalar, differentiable in `embeddings` `(U, D)` and the loss's parameters."""
-        raise NotImplementedError
 
     def after_step(self) -> None:
         """Called after each optimizer step, to keep parameters in their range."""
