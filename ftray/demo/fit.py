@@ -85,7 +85,7 @@ def run_demo(console: Console, **overrides: Any) -> Run:
     console.print("Next:")
     storage = overrides.get("storage_path", "runs")
     place = "" if storage == "runs" else f" --storage-path {storage}"
-    console.print(f'  {_command()} demo --ask "split a string like a shell does"{place}')
+    console.print(f'  {_command()} demo --ask "remove a directory and everything in it"{place}')
     console.print(f"  {_command()} show {run.path}", soft_wrap=True)
     return run
 
@@ -146,7 +146,7 @@ def _show_interval(console: Console, run: Run) -> None:
 
 
 def answer(console: Console, question: str, storage_path: str, k: int = 3) -> None:
-    """Search the test part's functions for a question, with the newest demo run's artifact.
+    """Search all functions of the corpus for a question, with the newest demo run's artifact.
 
     Raises:
         RunNotFoundError: if there is no finished demo run.
@@ -156,14 +156,13 @@ def answer(console: Console, question: str, storage_path: str, k: int = 3) -> No
         raise RunNotFoundError(f"No demo run is finished under '{storage_path}': run `ftray demo`")
     corpus = build_corpus()
     model = get_model(runs[-1].artifact_id)
+    pairs = [*corpus.test, *corpus.validation, *corpus.train]
+    console.print(f"Searching {len(pairs)} functions …")
     index = ExactIndex(model.embedding_dim)
-    index.add(
-        [str(i) for i in range(len(corpus.test))],
-        encode(model, [pair.document for pair in corpus.test]),
-    )
+    index.add([str(i) for i in range(len(pairs))], encode(model, [p.document for p in pairs]))
     scores, found = index.search(encode(model, [question]), k)
     for score, position in zip(scores[0].tolist(), found[0].tolist(), strict=True):
-        pair = corpus.test[position]
+        pair = pairs[position]
         console.print(f"\n[bold]{pair.location}[/] ({score:.3f})  {pair.query}", highlight=False)
         lines = pair.document.splitlines()[:8]
         console.print(Syntax("\n".join(lines), "python", background_color="default"))

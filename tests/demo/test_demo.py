@@ -39,5 +39,5 @@ def test_the_model_answers_a_question(demo):
     from ftray.demo.fit import answer
 
     console = Console(record=True, width=120)
-    answer(console, "split a string like a shell does", demo[2])
+    answer(console, "remove a directory and everything in it", demo[2])
     assert console.export_text().count(".py:") == 3
