@@ -72,9 +72,19 @@ class FitConfig(BaseModel):
 
     loss: str = Field("TripletMarginLoss", description="Name of a loss; see docs/losses.md.")
     loss_options: dict[str, Any] = Field(default_factory=dict)
+    miner: str | None = Field(
+        None, description="A miner of pytorch-metric-learning, over the whole global batch."
+    )
+    miner_options: dict[str, Any] = Field(default_factory=dict)
     epochs: int = Field(5, ge=0, description="0 evaluates only.")
     batch_size: int = Field(
         64, ge=2, description="Rows of a whole step, over all workers. The default shrinks to fit."
+    )
+    micro_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Texts that a worker encodes together; less memory, same mathematics, two "
+        "forwards a text. None = all of its texts.",
     )
     sampler: Literal["auto", "class", "random", "pairs"] = "auto"
     num_items_per_class: int = Field(4, ge=2, description="K of a class-balanced batch P x K.")
@@ -134,6 +144,7 @@ class FitConfig(BaseModel):
     @field_validator(
         "csv_options",
         "loss_options",
+        "miner_options",
         "optimizer_options",
         "scheduler_options",
         "callbacks",

@@ -49,8 +49,10 @@ class StepLoss(nn.Module, ABC):
         sharded: False: `forward` gives the whole loss, the same on every rank. True: it gives the
             rank's part, and the sum over ranks is the loss; so are the gradients of the loss's own
             parameters.
+        max_items: how many embeddings it can take in a step, or None.
     """
 
+    max_items: int | None = None
     needs: ClassVar[Literal["labels", "pairs"]]
     sharded: ClassVar[bool]
 

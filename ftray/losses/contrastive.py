@@ -74,7 +74,7 @@ class InfoNCE(StepLoss):
         if learnable_temperature:
             self.log_scale: Tensor = nn.Parameter(scale)
         else:
-            self.register_buffer("log_scale", scale)
+            self.register_buffer("log_scale", scale, persistent=False)
 
     def forward(self, embeddings: Tensor, inputs: LossInputs, shard: Shard) -> Tensor:
         """The rank's part of the loss; the sum over ranks is the mean over the B pairs."""

@@ -1,4 +1,4 @@
-"""The losses of pytorch-metric-learning that work on (embeddings, labels).
+"""The losses and miners of pytorch-metric-learning that work on (embeddings, labels).
 
 Every rank computes them in full on the embeddings of the whole step, so that miners, reducers and
 proxies see what one process would see. (That library's own distributed wrapper is not used: it
@@ -17,7 +17,8 @@ from torch import Tensor
 from ftray.errors import ConfigError, nearest
 from ftray.losses.base import LossInputs, Shard, StepLoss, no_loss
 
-__all__ = ["CLASSIFICATION_LOSSES", "METRIC_LOSSES", "REFUSED_LOSSES", "MetricLoss"]
+__all__ = ["CLASSIFICATION_LOSSES", "METRIC_LOSSES", "MINERS", "REFUSED_LOSSES"]
+__all__ += ["MetricLoss", "build_miner", "check_miner"]
 
 CLASSIFICATION_LOSSES = frozenset(
     {
@@ -61,8 +62,30 @@ METRIC_LOSSES = CLASSIFICATION_LOSSES | {
 NEEDS_POSITIVES = frozenset({"NCALoss"})
 """Losses that are 0/0 in a step in which no class has two rows."""
 
+NO_MINER = frozenset({"P2SGradLoss", "PNPLoss", "RankedListLoss"})
+"""Losses that take no pairs or triplets from a miner."""
+
+MINERS = frozenset(
+    {
+        "AngularMiner",
+        "BatchEasyHardMiner",
+        "BatchHardMiner",
+        "DistanceWeightedMiner",
+        "HDCMiner",
+        "MultiSimilarityMiner",
+        "PairMarginMiner",
+        "TripletMarginMiner",
+        "UniformHistogramMiner",
+    }
+)
+
+REFUSED_MINERS = {
+    "EmbeddingsAlreadyPackagedAsTriplets": (
+        "it looks at the order of rows, and the rows of a step are in the order of the plan"
+    ),
+}
+
 REFUSED_LOSSES = {
-    "CrossBatchMemory": "it wraps another loss and keeps a memory that a checkpoint would lose",
     "DynamicSoftMarginLoss": (
         "it keeps a histogram over the steps that a checkpoint would lose, and as "
         "pytorch-metric-learning computes it, it fails in the second step"
@@ -85,7 +108,7 @@ REFUSED_LOSSES = {
 
 
 class MetricLoss(StepLoss):
-    """One loss of pytorch-metric-learning.
+    """One loss of pytorch-metric-learning, with a miner or without.
 
     Args:
         name: its class.
@@ -93,46 +116,89 @@ class MetricLoss(StepLoss):
             `num_classes` and `embedding_size` are filled in.
         embedding_dim: width D of the embeddings.
         n_groups: number of classes (or of groups of pairs).
+        miner: picks the pairs or triplets, from those of the whole step; None = all of them.
 
     Raises:
-        ConfigError: for an option that the loss does not have, or a value that it refuses.
+        ConfigError: for an option that the loss does not have, a value that it refuses, or a miner
+            for a loss that takes none.
     """
 
     needs: ClassVar[Literal["labels", "pairs"]] = "labels"
     sharded: ClassVar[bool] = False
 
     def __init__(
-        self, name: str, options: Mapping[str, Any], embedding_dim: int, n_groups: int
+        self,
+        name: str,
+        options: Mapping[str, Any],
+        embedding_dim: int,
+        n_groups: int,
+        miner: torch.nn.Module | None = None,
     ) -> None:
         super().__init__()
+        if miner is not None and name in NO_MINER:
+            raise ConfigError(f"loss = '{name}' takes no pairs from a miner: leave miner out")
         self._needs_positives = name in NEEDS_POSITIVES
+        self.miner = miner
         from pytorch_metric_learning import losses
 
-        cls = getattr(losses, name)
-        known = _option_names(cls)
-        for option in options:
-            if option not in known:
-                raise ConfigError(
-                    f"loss_options.{option}: {name} has no such option.{nearest(option, known)}"
-                )
-        given = {**_filled_in(name, embedding_dim, n_groups, known, options), **options}
-        for kind in ("distance", "reducer"):
-            if isinstance(given.get(kind), str):
-                given[kind] = _part(kind, given[kind])
-        try:
-            self.inner = cls(**given)
-        except (TypeError, ValueError, AssertionError) as error:
-            raise ConfigError(f"loss_options do not fit {name}: {error}") from None
+        filled = _filled_in(name, embedding_dim, n_groups, options)
+        self.inner = _made("loss", getattr(losses, name), options, filled)
 
     def forward(self, embeddings: Tensor, inputs: LossInputs, shard: Shard) -> Tensor:
         """The whole loss of the step, the same on every rank."""
         if self._needs_positives and inputs.labels.bincount().max() < 2:
             return no_loss(embeddings)
         picked = embeddings[inputs.label_items]
-        loss = self.inner(picked, inputs.labels)
-        if isinstance(loss, Tensor) and (loss.requires_grad or not torch.is_grad_enabled()):
-            return loss.reshape(())
-        return no_loss(embeddings)  # no valid tuple in this step
+        pairs = None if self.miner is None else self.miner(picked, inputs.labels)
+        return scalar_loss(self.inner(picked, inputs.labels, pairs), embeddings)
+
+
+def scalar_loss(loss: Any, embeddings: Tensor) -> Tensor:
+    """What a loss of the library returned, or a connected zero where it found no valid tuple."""
+    if isinstance(loss, Tensor) and (loss.requires_grad or not torch.is_grad_enabled()):
+        return loss.reshape(())
+    return no_loss(embeddings)
+
+
+def check_miner(name: str) -> None:
+    """Raise a `ConfigError` for a name that is no miner, with the nearest one or the reason."""
+    if name in REFUSED_MINERS:
+        raise ConfigError(f"miner = '{name}' cannot be used here: {REFUSED_MINERS[name]}.")
+    if name not in MINERS:
+        raise ConfigError(f"There is no miner '{name}'.{nearest(name, MINERS)}")
+
+
+def build_miner(name: str, options: Mapping[str, Any]) -> torch.nn.Module:
+    """A miner of pytorch-metric-learning; `distance` may be a class name of that library.
+
+    Raises:
+        ConfigError: for an unknown name or option, or a value that the miner refuses.
+    """
+    from pytorch_metric_learning import miners
+
+    check_miner(name)
+    return _made("miner", getattr(miners, name), options, {})
+
+
+def _made(
+    kind: str, cls: type[torch.nn.Module], options: Mapping[str, Any], filled_in: dict[str, Any]
+) -> torch.nn.Module:
+    """An object of the library from the user's options and what we know ourselves."""
+    known = _option_names(cls)
+    for option in options:
+        if option not in known:
+            raise ConfigError(
+                f"{kind}_options.{option}: {cls.__name__} has no such option."
+                f"{nearest(option, known)}"
+            )
+    given = {name: value for name, value in filled_in.items() if name in known} | dict(options)
+    for part in ("distance", "reducer"):
+        if isinstance(given.get(part), str):
+            given[part] = _part(kind, part, given[part])
+    try:
+        return cls(**given)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(f"{kind}_options do not fit {cls.__name__}: {error}") from None
 
 
 def _option_names(cls: type) -> set[str]:
@@ -143,28 +209,24 @@ def _option_names(cls: type) -> set[str]:
         for parameter in inspect.signature(base.__init__).parameters.values():  # type: ignore[misc]
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                 names.add(parameter.name)
-    names |= {"distance", "reducer", "embedding_regularizer", "embedding_reg_weight"}
     return names - {"self"}
 
 
 def _filled_in(
-    name: str, embedding_dim: int, n_groups: int, known: set[str], options: Mapping[str, Any]
+    name: str, embedding_dim: int, n_groups: int, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    if "embedding_size" in known:
-        values["embedding_size"] = embedding_dim
-    if "descriptors_dim" in known:
-        values["descriptors_dim"] = embedding_dim
+    """What ftray knows itself; of these a class gets those that it has."""
+    values: dict[str, Any] = {"embedding_size": embedding_dim, "descriptors_dim": embedding_dim}
     if name in CLASSIFICATION_LOSSES or options.get("learn_beta"):
         values["num_classes"] = n_groups
     return values
 
 
-def _part(kind: str, name: str) -> Any:
+def _part(kind: str, part: str, name: str) -> Any:
     from pytorch_metric_learning import distances, reducers
 
-    module = distances if kind == "distance" else reducers
+    module = distances if part == "distance" else reducers
     known = {n for n, value in vars(module).items() if inspect.isclass(value)}
     if name not in known:
-        raise ConfigError(f"loss_options.{kind} = '{name}' is unknown.{nearest(name, known)}")
+        raise ConfigError(f"{kind}_options.{part} = '{name}' is unknown.{nearest(name, known)}")
     return getattr(module, name)()

@@ -11,7 +11,8 @@ import torch
 from ftray.errors import ConfigError, nearest
 from ftray.losses.base import StepLoss
 from ftray.losses.contrastive import CLIPLoss, InfoNCE, MultipleNegativesRankingLoss
-from ftray.losses.metric import METRIC_LOSSES, REFUSED_LOSSES, MetricLoss
+from ftray.losses.memory import MemoryLoss
+from ftray.losses.metric import METRIC_LOSSES, REFUSED_LOSSES, MetricLoss, build_miner
 
 __all__ = ["LOSS_NAMES", "build_loss", "check_loss", "loss_needs"]
 
@@ -21,7 +22,9 @@ OWN_LOSSES: dict[str, type[StepLoss]] = {
     "MultipleNegativesRankingLoss": MultipleNegativesRankingLoss,
 }
 
-LOSS_NAMES = tuple(sorted(METRIC_LOSSES | set(OWN_LOSSES)))
+MEMORY_LOSS = "CrossBatchMemory"
+
+LOSS_NAMES = tuple(sorted(METRIC_LOSSES | set(OWN_LOSSES) | {MEMORY_LOSS}))
 
 
 def check_loss(name: str) -> None:
@@ -44,6 +47,8 @@ def build_loss(
     embedding_dim: int,
     n_groups: int,
     seed: int,
+    miner: str | None = None,
+    miner_options: Mapping[str, Any] | None = None,
 ) -> StepLoss:
     """A loss by name; its own parameters are drawn from `seed`, equal on every rank.
 
@@ -53,22 +58,35 @@ def build_loss(
         embedding_dim: width D of the embeddings.
         n_groups: number of classes, or of groups of pairs.
         seed: of the initial parameters.
+        miner: name of a miner of pytorch-metric-learning, for losses on labels.
+        miner_options: its arguments.
 
     Raises:
-        ConfigError: for an unknown name or option.
+        ConfigError: for an unknown name or option, or a miner for a loss that takes none.
     """
     check_loss(name)
+    if miner_options and miner is None:
+        raise ConfigError("miner_options are given, but no miner")
+    if miner is not None and name in OWN_LOSSES:
+        raise ConfigError(f"loss = '{name}' takes no miner: miners pick among labelled texts")
+    mining = None if miner is None else build_miner(miner, miner_options or {})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name in OWN_LOSSES:
-            known = set(inspect.signature(OWN_LOSSES[name].__init__).parameters) - {"self"}
-            for option in options:
-                if option not in known:
-                    raise ConfigError(
-                        f"loss_options.{option}: {name} has no such option.{nearest(option, known)}"
-                    )
-            try:
-                return OWN_LOSSES[name](**options)
-            except TypeError as error:
-                raise ConfigError(f"loss_options do not fit {name}: {error}") from None
-        return MetricLoss(name, options, embedding_dim, n_groups)
+            return _own_loss(name, options)
+        if name == MEMORY_LOSS:
+            return MemoryLoss(options, embedding_dim, n_groups, mining)
+        return MetricLoss(name, options, embedding_dim, n_groups, mining)
+
+
+def _own_loss(name: str, options: Mapping[str, Any]) -> StepLoss:
+    known = set(inspect.signature(OWN_LOSSES[name].__init__).parameters) - {"self"}
+    for option in options:
+        if option not in known:
+            raise ConfigError(
+                f"loss_options.{option}: {name} has no such option.{nearest(option, known)}"
+            )
+    try:
+        return OWN_LOSSES[name](**options)
+    except TypeError as error:
+        raise ConfigError(f"loss_options do not fit {name}: {error}") from None

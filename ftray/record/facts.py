@@ -11,11 +11,13 @@ import numpy as np
 from pydantic import BaseModel
 
 from ftray.errors import ConfigError
+from ftray.words import counted
 
 __all__ = ["SAME_ON_RESUME", "callback_facts", "check_same", "data_facts", "plain"]
 
 SAME_ON_RESUME = (
-    "model columns csv_options val_split loss loss_options epochs batch_size sampler "
+    "model columns csv_options val_split loss loss_options miner miner_options epochs "
+    "batch_size sampler "
     "num_items_per_class max_length optimizer optimizer_options learning_rate scheduler "
     "scheduler_options max_grad_norm precision seed"
 ).split()
@@ -62,7 +64,7 @@ def data_facts(given: Any) -> tuple[str | None, bool]:
     """Data as its path; what has no path as a description, which cannot be read again."""
     if given is None or isinstance(given, str | os.PathLike):
         return (None if given is None else str(given)), True
-    rows = f" of {len(given)} records" if hasattr(given, "__len__") else ""
+    rows = f" of {counted(len(given), 'record')}" if hasattr(given, "__len__") else ""
     return f"a {type(given).__name__}{rows}", False
 
 

@@ -84,7 +84,7 @@ def write_checkpoint(
     folder = f"{FOLDER}/{name}"
     _delete(storage, name)
     storage.write_bytes(f"{folder}/model.safetensors", save_tensors(_flat(encoder.state_dict())))
-    if any(True for _ in loss.parameters()):
+    if loss.state_dict():
         storage.write_bytes(f"{folder}/loss.safetensors", save_tensors(_flat(loss.state_dict())))
     tensors, numbers = _split_optimizer(optimizer)
     storage.write_bytes(f"{folder}/optimizer.safetensors", save_tensors(tensors))

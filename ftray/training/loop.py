@@ -63,8 +63,7 @@ from ftray.training.job import Job
 from ftray.training.keeper import Keeper
 from ftray.training.optim import build_optimizer, build_scheduler
 from ftray.training.precision import Precision
-from ftray.training.reduce import gather_rows
-from ftray.training.step import forward_backward, loss_value, own_texts
+from ftray.training.step import OwnTexts, forward_backward, own_texts, validation_loss
 
 __all__ = ["Loop", "OutsideStop"]
 
@@ -97,6 +96,8 @@ class Loop:
             embedding_dim=self.encoder.embedding_dim,
             n_groups=job.train.n_groups,
             seed=self.config.seed,
+            miner=self.config.miner,
+            miner_options=self.config.miner_options,
         ).to(runtime.device)
         self.precision = Precision(self.config.precision, runtime.device)
         self.optimizer = build_optimizer(self.config, self.encoder, self.loss)
@@ -223,10 +224,11 @@ class Loop:
         config, position = self.config, self.position
         start = time.perf_counter()
         rows = self._rows(self.plan.rows(position.epoch, step))
-        own = own_texts(self.encoder, rows, self.layout, self.runtime)
+        own = self._own(rows)
         data_s = time.perf_counter() - start
         self.callbacks.call("on_train_batch_begin", self._state(step))
         self.encoder.train()
+        self.loss.train()
         result = forward_backward(
             self.encoder,
             self.loss,
@@ -234,7 +236,7 @@ class Loop:
             own,
             self.runtime,
             seed=(config.seed, position.epoch, step),
-            autocast=self.precision.autocast(),
+            autocast=self.precision.autocast,
             scale=self.precision.scale(),
         )
         if not math.isfinite(result.loss):
@@ -304,6 +306,10 @@ class Loop:
     def _rows(self, numbers: Any) -> StepRows:
         return self.job.train.step_rows(numbers, roles_differ=self.encoder.roles_differ)
 
+    def _own(self, rows: StepRows) -> OwnTexts:
+        size = self.config.micro_batch_size
+        return own_texts(self.encoder, rows, self.layout, self.runtime, size)
+
     def _report_step(self, step: int, rows: StepRows, own: list[int]) -> None:
         if self.config.log_rows:
             self.runtime.emit(
@@ -318,23 +324,26 @@ class Loop:
 
     # ---------------------------------------------------------------- validation, evaluation
 
-    @torch.no_grad()
     def _validate(self) -> list[Decision]:
         plan, data = self.val_plan, self.job.val
         assert plan is not None and data is not None
         self._obey(self.callbacks.decide("on_val_begin", self._state()), when="epoch")
         losses: list[tuple[float, int]] = []
         self.encoder.eval()
+        self.loss.eval()
         with self._timed("validation"):
             for step in range(plan.steps_per_epoch):
                 self.callbacks.call("on_val_batch_begin", self._state(step))
                 rows = data.step_rows(plan.rows(0, step), roles_differ=self.encoder.roles_differ)
-                own = own_texts(self.encoder, rows, self.layout, self.runtime)
-                with self.precision.autocast():
-                    embeddings = self.encoder(own.features)
-                gathered = gather_rows(embeddings, own.shares, self.runtime)
-                seed = (self.config.seed, 0, step)
-                self.last_loss = loss_value(self.loss, rows, gathered, self.runtime, seed)
+                self.last_loss = validation_loss(
+                    self.encoder,
+                    self.loss,
+                    rows,
+                    self._own(rows),
+                    self.runtime,
+                    seed=(self.config.seed, 0, step),
+                    autocast=self.precision.autocast,
+                )
                 losses.append((self.last_loss, len(rows.rows)))
                 self.callbacks.call("on_val_batch_end", self._state(step))
         self.position.metrics["val_loss"] = _mean(losses)

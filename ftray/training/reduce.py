@@ -50,13 +50,13 @@ def gather_rows(
     Ranks may hold different numbers of rows, or none: shares are padded for the exchange and cut
     again.
     """
-    if collectives.world_size == 1:
-        return own.detach()
-    most = max(len(share) for share in shares)
-    padded = own.new_zeros((most, own.shape[1]))
-    padded[: len(own)] = own.detach()
-    every = collectives.all_gather(padded)
-    rows = torch.cat([every[rank, : len(share)] for rank, share in enumerate(shares)])
+    rows = own.detach()
+    if collectives.world_size > 1:
+        most = max(len(share) for share in shares)
+        padded = rows.new_zeros((most, rows.shape[1]))
+        padded[: len(rows)] = rows
+        every = collectives.all_gather(padded)
+        rows = torch.cat([every[rank, : len(share)] for rank, share in enumerate(shares)])
     places = torch.from_numpy(np.concatenate(shares)).to(own.device)
     result = torch.empty_like(rows)
     result[places] = rows

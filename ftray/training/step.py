@@ -3,11 +3,16 @@
 The loss sees the embeddings of the whole step on every rank. Its gradient with respect to the
 embeddings is taken first; each rank then carries its own texts' rows of it back through the
 encoder. So the collectives need no autograd, and ranks may hold any number of texts, also none.
+
+That cut through the chain rule is also what micro batches need (Gao et al. 2021, "Scaling deep
+contrastive learning batch size under memory limited setup"): with several of them the first pass
+keeps no graph, and a second one encodes each micro batch again, with the same random state, and
+carries its rows of the gradient back. The loss and the one reduction do not know the difference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,10 +29,13 @@ from ftray.models.text import Features
 from ftray.runtime.base import Collectives
 from ftray.training.reduce import deal, gather_rows, reduce_gradients
 
-__all__ = ["Encoder", "OwnTexts", "StepResult", "forward_backward", "loss_value", "own_texts"]
-__all__ += ["seeded"]
+__all__ = ["Encoder", "MicroBatch", "OwnTexts", "StepResult"]
+__all__ += ["forward_backward", "own_texts", "seeded", "validation_loss"]
 
 LOSS_STREAM = -1
+
+Seed = tuple[int, int, int]
+"""(seed, epoch, step)"""
 
 
 class Encoder(Protocol):
@@ -46,12 +54,40 @@ class Encoder(Protocol):
         ...
 
 
+Autocast = Callable[[], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """Texts that are encoded, and carried back, together.
+
+    Attributes:
+        places: their positions among all texts of the step, `(m,)`.
+        features: the texts, collated.
+    """
+
+    places: npt.NDArray[np.int64]
+    features: Features
+
+
 @dataclass(frozen=True, kw_only=True)
 class OwnTexts:
-    """One rank's part of a step: which texts it encodes, collated."""
+    """One rank's part of a step: which texts it encodes, collated in one or more micro batches.
+
+    Attributes:
+        shares: for each rank the positions of its texts; this rank's is that of its micro batches,
+            one after the other.
+        micro_batches: at least one, which may be empty.
+    """
 
     shares: list[npt.NDArray[np.int64]]
-    features: Features
+    micro_batches: list[MicroBatch]
+
+    @property
+    def counts(self) -> list[int]:
+        """Tokens of this rank's texts, and tokens computed for them."""
+        features = [micro.features for micro in self.micro_batches]
+        return [sum(f.tokens for f in features), sum(f.processed_tokens for f in features)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,22 +100,40 @@ class StepResult:
 
 
 def own_texts(
-    encoder: Encoder, rows: StepRows, layout: Layout, collectives: Collectives
+    encoder: Encoder,
+    rows: StepRows,
+    layout: Layout,
+    collectives: Collectives,
+    micro_batch_size: int | None = None,
 ) -> OwnTexts:
-    """Deal the step's distinct texts to the ranks and collate this rank's."""
-    shares = deal([len(text) for _, text in rows.texts], collectives.world_size)
-    own = [rows.texts[i] for i in shares[collectives.rank]]
-    return OwnTexts(shares=shares, features=encoder.collate(own, layout))
+    """Deal the step's distinct texts to the ranks and collate this rank's.
+
+    With a `micro_batch_size` (texts encoded together on a rank; None = all), texts of similar
+    length share a micro batch.
+    """
+    lengths = np.array([len(text) for _, text in rows.texts], dtype=np.int64)
+    shares = deal(lengths.tolist(), collectives.world_size)
+    if micro_batch_size is not None:
+        shares = [share[np.argsort(lengths[share], kind="stable")] for share in shares]
+    own = shares[collectives.rank]
+    size = micro_batch_size or max(len(own), 1)
+    micro_batches = []
+    for start in range(0, max(len(own), 1), size):
+        places = own[start : start + size]
+        items = [rows.texts[i] for i in places]
+        micro_batches.append(MicroBatch(places=places, features=encoder.collate(items, layout)))
+    return OwnTexts(shares=shares, micro_batches=micro_batches)
 
 
 @contextmanager
-def seeded(seed: int, epoch: int, step: int, stream: int) -> Iterator[None]:
+def seeded(seed: int, epoch: int, step: int, *stream: int) -> Iterator[None]:
     """Torch's random state as a function of (seed, epoch, step, stream), restored afterwards.
 
-    `stream` is the rank for the encoder, and `LOSS_STREAM` for draws inside losses, which are
-    equal on all ranks.
+    `stream` is rank and micro batch for the encoder, and `LOSS_STREAM` for draws inside losses and
+    miners, which are equal on all ranks.
     """
-    entropy = np.random.SeedSequence((seed, epoch, step, stream + 1)).generate_state(1, np.uint64)
+    parts = (seed, epoch, step, *(part + 1 for part in stream))
+    entropy = np.random.SeedSequence(parts).generate_state(1, np.uint64)
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(int(entropy[0]) % 2**63)
@@ -93,8 +147,8 @@ def forward_backward(
     own: OwnTexts,
     collectives: Collectives,
     *,
-    seed: tuple[int, int, int] = (0, 0, 0),
-    autocast: AbstractContextManager[object] | None = None,
+    seed: Seed = (0, 0, 0),
+    autocast: Autocast = nullcontext,
     scale: float = 1.0,
 ) -> StepResult:
     """Set `.grad` of the encoder's and the loss's parameters to the gradient of the whole step.
@@ -106,32 +160,62 @@ def forward_backward(
         own: this rank's part of it.
         collectives: the other ranks.
         seed: (seed, epoch, step) for dropout and for draws inside the loss.
-        autocast: context of the encoder's forward.
+        autocast: makes the context of an encoder's forward.
         scale: multiplies the gradients (fp16 loss scaling); the returned loss is unscaled.
     """
     parameters = list(encoder.parameters())
     for parameter in [*parameters, *loss.parameters()]:
         parameter.grad = None
-    with seeded(*seed, collectives.rank), autocast or nullcontext():
-        embeddings = encoder(own.features)
+
+    def encode(number: int) -> Tensor:
+        with seeded(*seed, collectives.rank, number), autocast():
+            return encoder(own.micro_batches[number].features)
+
+    cached = len(own.micro_batches) > 1
+    with torch.set_grad_enabled(not cached):
+        embeddings = [encode(number) for number in range(len(own.micro_batches))]
     value, gradient = loss_and_gradient(
-        loss, rows, gather_rows(embeddings, own.shares, collectives), collectives, seed, scale
+        loss,
+        rows,
+        gather_rows(torch.cat(embeddings), own.shares, collectives),
+        collectives,
+        seed,
+        scale,
     )
-    if len(embeddings) and embeddings.requires_grad:
-        mine = torch.from_numpy(own.shares[collectives.rank]).to(gradient.device)
-        torch.autograd.backward(embeddings, gradient[mine].to(embeddings.dtype))
+    for number, micro in enumerate(own.micro_batches):
+        again = encode(number) if cached else embeddings[number]
+        if len(again) and again.requires_grad:
+            mine = torch.from_numpy(micro.places).to(gradient.device)
+            torch.autograd.backward(again, gradient[mine].to(again.dtype))
     reduce_gradients(
         parameters,
         loss.parameters(),
         loss_is_sharded=loss.sharded,
         collectives=collectives,
     )
-    counts = torch.tensor(
-        [own.features.tokens, own.features.processed_tokens], device=collectives.device
-    )
+    counts = torch.tensor(own.counts, device=collectives.device)
     collectives.all_reduce_sum(counts)
     tokens, processed = counts.tolist()
     return StepResult(loss=value, tokens=tokens, processed_tokens=processed)
+
+
+@torch.no_grad()
+def validation_loss(
+    encoder: Encoder,
+    loss: StepLoss,
+    rows: StepRows,
+    own: OwnTexts,
+    collectives: Collectives,
+    *,
+    seed: Seed = (0, 0, 0),
+    autocast: Autocast = nullcontext,
+) -> float:
+    """The loss of the step alone; arguments as in `forward_backward`."""
+    with autocast():
+        embeddings = torch.cat([encoder(micro.features) for micro in own.micro_batches])
+    gathered = gather_rows(embeddings, own.shares, collectives)
+    part = _part(loss, rows, _at_least_float32(gathered), collectives, seed)
+    return _whole(loss, part, collectives)
 
 
 def loss_and_gradient(
@@ -139,7 +223,7 @@ def loss_and_gradient(
     rows: StepRows,
     embeddings: Tensor,
     collectives: Collectives,
-    seed: tuple[int, int, int],
+    seed: Seed,
     scale: float,
 ) -> tuple[float, Tensor]:
     """The loss of the step, and its gradient in the gathered embeddings `(U, D)`."""
@@ -152,19 +236,6 @@ def loss_and_gradient(
     return _whole(loss, part, collectives), gradient
 
 
-@torch.no_grad()
-def loss_value(
-    loss: StepLoss,
-    rows: StepRows,
-    embeddings: Tensor,
-    collectives: Collectives,
-    seed: tuple[int, int, int],
-) -> float:
-    """The loss of the step alone, for validation."""
-    part = _part(loss, rows, _at_least_float32(embeddings), collectives, seed)
-    return _whole(loss, part, collectives)
-
-
 def _at_least_float32(embeddings: Tensor) -> Tensor:
     half = embeddings.dtype in (torch.float16, torch.bfloat16)
     return embeddings.float() if half else embeddings
@@ -175,7 +246,7 @@ def _part(
     rows: StepRows,
     embeddings: Tensor,
     collectives: Collectives,
-    seed: tuple[int, int, int],
+    seed: Seed,
 ) -> Tensor:
     """What this rank computes of the loss: all of it, or its rows."""
     with seeded(*seed, LOSS_STREAM):

@@ -28,6 +28,7 @@ from ftray.training.step import forward_backward, own_texts
 from tests.tiny import WORDS
 
 __all__ = ["CASES", "MODELS", "MUTATIONS", "Case", "Outcome", "gather_shares", "run_table"]
+__all__ += ["sentences"]
 
 SEED = (7, 1, 3)
 MAX_GRAD_NORM = 1.5
@@ -42,7 +43,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def _sentences(n: int, seed: int) -> list[str]:
+def sentences(n: int, seed: int) -> list[str]:
     """Texts of very different lengths."""
     rng = np.random.default_rng(seed)
     return [" ".join(rng.choice(WORDS, rng.integers(2, 25)).tolist()) for _ in range(n)]
@@ -50,13 +51,13 @@ def _sentences(n: int, seed: int) -> list[str]:
 
 def _labelled(labels: str, seed: int, repeat: Iterable[tuple[int, str]] = ()) -> list[Any]:
     """One text for each letter, its label; then some of the texts again, under other labels."""
-    texts = _sentences(len(labels), seed)
+    texts = sentences(len(labels), seed)
     rows = list(zip(texts, labels, strict=True)) + [(texts[i], label) for i, label in repeat]
     return [{"item": text, "label": label} for text, label in rows]
 
 
 def _pairs(numbers: list[tuple[int, int]], seed: int) -> list[dict[str, str]]:
-    texts = _sentences(1 + max(map(max, numbers)), seed)
+    texts = sentences(1 + max(map(max, numbers)), seed)
     return [{"query": texts[q], "document": texts[d]} for q, d in numbers]
 
 
@@ -214,7 +215,7 @@ def run_case(encoder: TextEncoder, case: Case, collectives: Any) -> Outcome:
         loss=result.loss,
         norm=norm,
         texts=len(own.shares[collectives.rank]),
-        forwards=len(own.features.forwards),
+        forwards=sum(len(micro.features.forwards) for micro in own.micro_batches),
         with_gradient=with_gradient,
         digest=digest.hexdigest(),
         vectors=vectors if collectives.rank == 0 else {},

@@ -22,7 +22,7 @@ from ftray.data.dataset import StepRows, TrainSet, train_set
 from ftray.data.plan import Plan, Sampler, make_plan
 from ftray.data.readers import read_records
 from ftray.training import step as steps
-from ftray.training.step import own_texts
+from ftray.training.step import OwnTexts, own_texts
 
 WORLD_SIZES = range(1, 6)
 LIGHT = settings(max_examples=40, deadline=None, derandomize=True, database=None)
@@ -90,6 +90,11 @@ class Collected:
         return list(items)
 
 
+def _items(own: OwnTexts) -> list[Any]:
+    """What a rank was given to collate."""
+    return [item for micro in own.micro_batches for item in micro.features]  # type: ignore[attr-defined]
+
+
 def check_shares(rows: StepRows) -> None:
     """The ranks' texts make the step's distinct texts, none on two ranks, for every world size."""
     assert len(set(rows.texts)) == len(rows.texts)
@@ -98,11 +103,11 @@ def check_shares(rows: StepRows) -> None:
             own_texts(Collected(), rows, "padded", Rank(rank, world_size))  # type: ignore[arg-type]
             for rank in range(world_size)
         ]
-        assert Counter(item for one in own for item in one.features) == Counter(rows.texts)
+        assert Counter(item for one in own for item in _items(one)) == Counter(rows.texts)
         for rank, one in enumerate(own):
             assert [share.tolist() for share in one.shares] == [s.tolist() for s in own[0].shares]
-            assert one.features == [rows.texts[i] for i in one.shares[rank]]
-        counts = [len(one.features) for one in own]
+            assert _items(one) == [rows.texts[i] for i in one.shares[rank]]
+        counts = [len(_items(one)) for one in own]
         assert max(counts) - min(counts) <= 1
 
 

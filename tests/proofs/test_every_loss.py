@@ -1,0 +1,197 @@
+"""Contract 2, wide: every loss and miner, any number of workers, any size of micro batch.
+
+The list is in `every_loss.py`. What one process computes in one forward is also compared with plain
+autograd, so that agreement is not agreement on something wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ftray.losses.metric import METRIC_LOSSES, MINERS
+from ftray.losses.registry import LOSS_NAMES
+from ftray.models.registry import load_encoder
+from ftray.runtime.process_group import SingleProcess
+from ftray.training import step as steps
+from ftray.training.step import LOSS_STREAM, forward_backward, loss_inputs, own_texts, seeded
+from tests.proofs.every_loss import (
+    ENTRIES,
+    MICRO_BATCH_SIZES,
+    SEED,
+    Entry,
+    Outcome,
+    data_of,
+    gradient,
+    run_table,
+    step_rows,
+)
+from tests.proofs.gloo import run_ranks
+from tests.tiny import tiny_text_model
+
+TOLERANCE = 1e-9
+NOTHING = 1e-12
+WORLD_SIZES = [1, 2, 4]
+ALONE = SingleProcess(torch.device("cpu"))
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")  # HistogramLoss
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny_text_model(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def tables(model: str, one_thread: None) -> dict[int, list[dict[Any, Outcome]]]:
+    """World size to what each rank returned."""
+    payload = {"model": model, "entries": ENTRIES, "sizes": MICRO_BATCH_SIZES}
+    return {
+        w: [run_table(ALONE, payload)] if w == 1 else run_ranks(w, run_table, payload, 300)
+        for w in WORLD_SIZES
+    }
+
+
+def differences(got: Outcome, want: Outcome) -> dict[str, float]:
+    """How far one is from the other: each vector relative to its own norm, losses to themselves."""
+    vectors = {"losses": np.array(want.losses), **want.vectors}
+    found = {}
+    for name, vector in vectors.items():
+        other = np.array(got.losses) if name == "losses" else got.vectors[name]
+        norm, distance = float(np.linalg.norm(vector)), float(np.linalg.norm(other - vector))
+        found[name] = distance / norm if norm > NOTHING else distance
+    return found
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("size", MICRO_BATCH_SIZES, ids=lambda size: f"micro {size or 'whole'}")
+def test_training_is_the_same_for_any_workers_and_micro_batches(
+    tables: Any, entry: Entry, size: int | None
+) -> None:
+    want = tables[1][0][entry.name, None]
+    for world_size in WORLD_SIZES:
+        ranks = [table[entry.name, size] for table in tables[world_size]]
+        found = differences(ranks[0], want)
+        assert max(found.values()) < TOLERANCE, (world_size, found)
+        assert len({rank.digest for rank in ranks}) == 1, "the ranks drift apart"
+        assert all(np.isfinite(ranks[0].losses))
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_the_first_step_is_plain_autograd(tables: Any, model: str, entry: Entry) -> None:
+    """One padded forward, the loss as the library computes it, `backward`."""
+    got = tables[1][0][entry.name, None]
+    encoder = load_encoder(model).double().train()
+    rows = step_rows(entry)[0]
+    loss = entry.build(encoder.embedding_dim, data_of(entry)[0].n_groups).train()
+    embeddings = encoder(encoder.collate(rows.texts, "padded"))
+    inputs = loss_inputs(rows, torch.device("cpu"))
+    with seeded(SEED, 0, 0, LOSS_STREAM):
+        if entry.loss in METRIC_LOSSES:
+            picked = embeddings[inputs.label_items]
+            mined = loss.miner(picked, inputs.labels) if entry.miner else None
+            value = loss.inner(picked, inputs.labels, mined)
+        else:
+            value = loss(embeddings, inputs, steps.shard_of(ALONE))
+    value.backward()
+    assert got.losses[0] == pytest.approx(float(value.detach()), rel=TOLERANCE)
+    assert abs(got.losses[0]) > NOTHING, "a step that teaches nothing proves nothing"
+    for name, module in (("encoder", encoder), ("loss", loss)):
+        want = gradient(module)
+        distance = np.linalg.norm(got.vectors[f"{name} gradient 0"] - want)
+        assert distance <= TOLERANCE * np.linalg.norm(want), name
+
+
+def test_the_list_is_whole(tables: Any) -> None:
+    """Every loss and miner on offer; ranks without texts; several forwards; losses that learn."""
+    assert {entry.loss for entry in ENTRIES} == set(LOSS_NAMES)
+    assert {entry.miner for entry in ENTRIES} - {None} == MINERS
+    four = [table[ENTRIES[0].name, 1] for table in tables[4]]
+    assert [min(rank.texts) for rank in four].count(0) == 1
+    assert sum(rank.forwards for rank in tables[1][0].values()) > 10 * len(ENTRIES)
+    learned = {
+        entry.loss
+        for entry in ENTRIES
+        if np.linalg.norm(tables[1][0][entry.name, None].vectors["loss update"])
+    }
+    assert learned >= {"ArcFaceLoss", "CLIPLoss", "MarginLoss", "SoftTripleLoss", "P2SGradLoss"}
+
+
+# ------------------------------------------------------------------ the second pass
+
+
+@pytest.fixture(scope="module")
+def dropped(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tiny_text_model(tmp_path_factory.mktemp("dropout"), dropout=0.3)
+    return load_encoder(str(folder)).double().train()
+
+
+def gradients(encoder: Any, size: int | None, *, replay: bool = True) -> tuple[float, np.ndarray]:
+    entry = Entry("SupConLoss")
+    rows = step_rows(entry)[0]
+    own = own_texts(encoder, rows, "bucketed", ALONE, size)
+    loss = entry.build(encoder.embedding_dim, 4)
+    context = contextlib.nullcontext() if replay else pytest.MonkeyPatch.context()
+    with context as patch:
+        if patch is not None:  # every forward draws anew
+            patch.setattr(steps, "seeded", lambda *_: contextlib.nullcontext())
+        result = forward_backward(encoder, loss, rows, own, ALONE, seed=(1, 2, 3))
+    flat = torch.cat([p.grad.reshape(-1) for p in encoder.parameters() if p.grad is not None])
+    return result.loss, flat.numpy()
+
+
+def test_the_second_pass_drops_what_the_first_one_dropped(dropped: Any) -> None:
+    """With dropout, the cached gradient is that of one pass whose graphs are kept."""
+    rows = step_rows(Entry("SupConLoss"))[0]
+    own = own_texts(dropped, rows, "bucketed", ALONE, 5)
+    loss = Entry("SupConLoss").build(dropped.embedding_dim, 4)
+    for parameter in dropped.parameters():
+        parameter.grad = None
+    kept = []
+    for number, micro in enumerate(own.micro_batches):
+        with seeded(1, 2, 3, 0, number):
+            kept.append(dropped(micro.features))
+    order = torch.from_numpy(np.concatenate([m.places for m in own.micro_batches]))
+    embeddings = torch.cat(kept)[torch.argsort(order)]
+    value = loss(embeddings, loss_inputs(rows, torch.device("cpu")), steps.shard_of(ALONE))
+    value.backward()
+    parts = [p.grad.reshape(-1) for p in dropped.parameters() if p.grad is not None]
+    want = torch.cat(parts).numpy().copy()
+    got_loss, got = gradients(dropped, 5)
+    assert got_loss == pytest.approx(float(value.detach()), rel=1e-12)
+    assert np.linalg.norm(got - want) < TOLERANCE * np.linalg.norm(want)
+    _, other = gradients(dropped, 5, replay=False)
+    assert np.linalg.norm(other - want) > 0.01 * np.linalg.norm(want)
+
+
+def test_a_micro_batch_keeps_no_graph_in_the_first_pass(dropped: Any) -> None:
+    """At most `micro_batch_size` texts hold activations at a time."""
+    widest, graphs = [], []
+    real = type(dropped).forward
+
+    def forward(self: Any, features: Any) -> torch.Tensor:
+        embeddings = real(self, features)
+        widest.append(len(embeddings))
+        graphs.append(embeddings.requires_grad)
+        return embeddings
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(dropped), "forward", forward)
+        gradients(dropped, 5)
+        assert (widest, graphs) == ([5, 5, 2, 5, 5, 2], [False] * 3 + [True] * 3)
+        widest.clear(), graphs.clear()
+        gradients(dropped, None)
+        assert (widest, graphs) == ([12], [True])
