@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
-import os
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ftray.config import CsvOptions, FitConfig, validated
-from ftray.errors import ConfigError, RunExistsError, RunNotFoundError, StorageError
-from ftray.events import Log
-from ftray.record.environment import environment
-from ftray.record.facts import callback_facts, check_same, data_facts, plain
-from ftray.record.names import fresh_name
-from ftray.record.reader import RecordReader
-from ftray.record.session import RunSession
-from ftray.record.storage import Storage
+from ftray.errors import ConfigError
+from ftray.launch.drive import fit_here
+from ftray.launch.signature import signature_of
 from ftray.run import Run, find_run, find_runs, remove_run
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from ftray.events import Event, FitEnded
+    from ftray.events import Event
     from ftray.models.text import TextEncoder
-    from ftray.training.job import Job
 
 __all__ = [
     "delete_run",
@@ -42,206 +32,55 @@ __all__ = [
     "read_texts",
 ]
 
-UNFINISHED = ("control", "events", "logs.txt", "run.yaml", "status.json")
-"""What may stand in a folder where a run was cut off before it was on record."""
-DATA_FIELDS = ("train_data", "eval_data")
-
 
 def fit(
     config: FitConfig | None = None,
     /,
     *,
     listeners: Sequence[Callable[[Event], None]] | None = None,
+    wait: bool = True,
     **fields: Any,
 ) -> Run:
-    """Fine-tune a model and return the finished run.
+    """Fine-tune a model and return the run.
 
     Args:
         config: a `FitConfig`; or give its fields by name.
         listeners: called with every event, and closed at the end where they have a method
             `close`; one that raises is left out from then on. None shows the run on the console.
+        wait: False returns as soon as the run is on record: a child process trains on, also after
+            this script has ended. It has this process's environment variables, folder and import
+            path, and a copy of the callbacks. `run.wait()`, `run.stop()`, `run.stream_logs()` work
+            from here and from any other process; what libraries print is kept in `output.txt` of
+            the run directory (in a temporary file that the log names, if that is not a local one).
         **fields: the fields of `FitConfig`: model, train_data, loss, epochs, batch_size, callbacks,
             num_workers, … (`help(ftray.FitConfig)` lists all).
 
     Returns:
-        The run; its status is FINISHED, or STOPPED if it was asked to stop.
+        The run. With `wait` its status is FINISHED, or STOPPED if it was asked to stop.
 
     Raises:
         FtrayError: for anything that cannot work, before training starts where it can be known.
-        RunFailedError: if the run failed.
+        RunFailedError: if the run failed; without `wait`, the record alone says so.
         KeyboardInterrupt: after Ctrl-C, once the run is closed as STOPPED.
         SystemExit: with code 143 after SIGTERM, once the run is closed as STOPPED.
     """
     if config is not None and fields:
         raise ConfigError("Give a FitConfig or its fields, not both")
     config = config or validated(fields)
+    if not wait:
+        if listeners is not None:
+            raise ConfigError(
+                "wait = False: the child process that trains cannot call listeners here. Leave "
+                "them out, and ask the run: stream_logs(), history(), metrics()"
+            )
+        from ftray.launch.detach import fit_detached
+
+        return fit_detached(config)
     if listeners is None:
         from ftray.report.console import RunConsole
 
         listeners = [RunConsole()]
-    place = _place(config)
-    storage = place.storage
-    from ftray.training.job import prepare
-
-    job = prepare(config, storage.uri)
-    facts = _facts(config, job)
-    if place.resumed:
-        check_same(RecordReader(storage).config(), facts, storage.uri)
-    session = RunSession(storage, config.model, listeners)
-    with closing(session):
-        if config.num_workers == 0:  # it takes seconds, and nothing is on record yet
-            session.show(Log(message=f"Loading the model {config.model}"))
-        train = _trainer(job, session)
-        with session.stop.on_signals(session.say):
-            _take(place, config)
-            return _run(job, session, train, facts, resumed=place.resumed)
-
-
-def _run(
-    job: Job,
-    session: RunSession,
-    train: Callable[[], FitEnded],
-    facts: dict[str, Any],
-    *,
-    resumed: bool,
-) -> Run:
-    name = session.storage.name
-    try:
-        session.open(facts, resumed=resumed)
-        session.say(f"Run '{name}' in {session.storage.uri}")
-        for note in job.notes:
-            session.say(note)
-        ended = train()
-        if ended.status == "STOPPED":
-            session.say(f"To go on: the same again with run_name: {name} and resume: auto")
-        session.finish(ended)
-    except KeyboardInterrupt:
-        session.interrupted()
-        raise
-    except BaseException as error:
-        session.fail(error)
-        raise
-    if session.stop.signal is not None:  # heard too late to stop anything, it still counts
-        if session.stop.signal.name == "SIGTERM":
-            raise SystemExit(143)
-        raise KeyboardInterrupt
-    return Run(session.storage)
-
-
-def _trainer(job: Job, session: RunSession) -> Callable[[], FitEnded]:
-    """What trains.
-
-    In this process the model is loaded here, so that no run is on record if it cannot be; on Ray
-    the workers load it.
-    """
-    if job.config.num_workers == 0:
-        import torch
-
-        from ftray.runtime.local import LocalRuntime, local_device
-        from ftray.training.loop import Loop
-
-        device = local_device(job.config.device)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("device = 'cuda', but torch sees no GPU here: 'cpu', or 'auto'")
-        return Loop(job, LocalRuntime(device, job.evaluations, session.emit, session.stop)).run
-    from ftray.cluster.trainer import fit_on_ray
-
-    return lambda: fit_on_ray(job, session)
-
-
-class _Place(NamedTuple):
-    """A run directory, whether it is there, and whether it holds a run to continue."""
-
-    storage: Storage
-    exists: bool
-    resumed: bool
-
-
-def _place(config: FitConfig) -> _Place:
-    """Where the run is to be; refuses a place where it cannot."""
-    root = Storage(config.storage_path)
-    _check_folder(root)
-    experiment = root.under(config.experiment_name)
-    if config.run_name is None:
-        if config.resume == "must":
-            raise ConfigError("resume = 'must' needs the run_name of the run to continue")
-        return _Place(experiment.under(fresh_name(experiment.exists)), False, False)
-    storage = experiment.under(config.run_name)
-    record = RecordReader(storage)
-    if storage.exists() and config.resume == "never":
-        raise _exists(storage)
-    if record.exists():
-        _check_idle(record)
-        return _Place(storage, True, True)
-    if config.resume == "must":
-        raise RunNotFoundError(f"resume = 'must', but there is no run {storage.uri}")
-    if any(name not in UNFINISHED for name in storage.names() if not name.startswith(".")):
-        raise RunExistsError(f"The folder {storage.uri} holds other things than a run")
-    return _Place(storage, storage.exists(), False)
-
-
-def _check_idle(record: RecordReader) -> None:
-    """Refuse to continue a run that goes on, or has nothing left to do."""
-    status, uri = record.status(), record.storage.uri
-    if status["status"] == "FINISHED":
-        raise RunExistsError(f"The run {uri} is FINISHED: there is nothing to continue")
-    if status["status"] in ("CREATED", "STARTED"):
-        ago = max(0.0, time.time() - status["seen_s"])
-        raise RunExistsError(
-            f"The run {uri} is running (process {status['pid']} on {status['host']}, last sign "
-            f"{ago:.0f} s ago): stop it first, or give another run_name"
-        )
-
-
-def _take(place: _Place, config: FitConfig) -> None:
-    """Make the directory, unless somebody has been there since we looked."""
-    if place.exists:
-        if _place(config).resumed != place.resumed:
-            raise _exists(place.storage)
-    elif not place.storage.create(exclusive=True):
-        raise _exists(place.storage)
-    place.storage.check_writable()
-
-
-def _check_folder(root: Storage) -> None:
-    """Refuse a local storage_path that cannot become a folder, before anything is read."""
-    if not root.is_local:
-        return
-    place = Path(root.root)
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise StorageError(f"storage_path '{root.uri}' cannot be a folder: '{place}' is a file")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise StorageError(f"storage_path '{root.uri}': '{place}' cannot be written to")
-
-
-def _exists(storage: Storage) -> RunExistsError:
-    return RunExistsError(
-        f"The run {storage.uri} exists. Give another run_name, or none for a fresh one; "
-        "resume: auto continues a run that was stopped or cut off."
-    )
-
-
-def _facts(config: FitConfig, job: Job) -> dict[str, Any]:
-    """What `run.yaml` holds: the configuration as it was resolved, and where it ran."""
-    from ftray.callbacks.registry import CALLBACKS, resolve_callbacks
-
-    options = [n for n in FitConfig.model_fields if n not in (*DATA_FIELDS, "callbacks")]
-    given = resolve_callbacks(config.callbacks)  # the job's are copies without their data
-    found = {
-        **{name: data_facts(getattr(config, name)) for name in DATA_FIELDS},
-        **{name: plain(getattr(config, name)) for name in options},
-        "callbacks": callback_facts(job.callbacks, given, CALLBACKS),
-    }
-    values = {name: found[name][0] for name in FitConfig.model_fields}
-    return {
-        "run": job.run_uri,
-        "config": {**values, "batch_size": job.batch_size, "sampler": job.sampler},
-        "reproducible": all(exact for _, exact in found.values()),
-        "data": plain(job.provenance)[0],
-        "environment": environment(),
-    }
+    return fit_here(config, listeners)
 
 
 def get_run(name: str, experiment_name: str | None = None, storage_path: str = "runs") -> Run:
@@ -295,7 +134,7 @@ def get_model(
     """A model to encode with.
 
     Args:
-        name: an artifact (`run.artifact_id`), a registry name, a folder, or a hub id.
+        name: an artifact (`run.artifact_id`), a registry name, a folder or its URI, or a hub id.
         device: "auto", "cpu" or "cuda".
         max_length: longest text in tokens; None keeps the model's own limit.
 
@@ -305,11 +144,7 @@ def get_model(
     from ftray.models.registry import load_encoder
     from ftray.runtime.local import local_device
 
-    text = str(name)
-    if "://" in text:
-        with Storage(text).local_copy("") as folder:
-            return load_encoder(str(folder), device=local_device(device), max_length=max_length)
-    return load_encoder(text, device=local_device(device), max_length=max_length)
+    return load_encoder(str(name), device=local_device(device), max_length=max_length)
 
 
 def encode(
@@ -377,7 +212,9 @@ def evaluate(
     columns: Mapping[str, str] | None = None,
     csv_options: Mapping[str, Any] | CsvOptions | None = None,
 ) -> dict[str, float]:
-    """Retrieval metrics of a model, in this process; the options are EvaluationCallback's.
+    """Metrics of a model, in this process; the options are EvaluationCallback's.
+
+    Retrieval metrics at `limit`; `spearman` and `pearson` for scored pairs.
 
     Raises:
         FtrayError: for data or a model that cannot be used.
@@ -419,28 +256,4 @@ def list_callbacks() -> list[str]:
     return sorted(CALLBACKS)
 
 
-class _Needed:
-    """Stands in signatures for the default of a field that has none."""
-
-    def __repr__(self) -> str:
-        return "<needed>"
-
-
-def _signature() -> inspect.Signature:
-    """`fit` with every field of `FitConfig`, for help() and for notebooks."""
-    own = inspect.signature(fit).parameters
-    fields = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=_Needed()
-            if field.is_required()
-            else field.get_default(call_default_factory=True),
-            annotation=field.annotation,
-        )
-        for name, field in FitConfig.model_fields.items()
-    ]
-    return inspect.Signature([own["config"], *fields, own["listeners"]], return_annotation=Run)
-
-
-fit.__signature__ = _signature()  # type: ignore[attr-defined]
+fit.__signature__ = signature_of(fit)  # type: ignore[attr-defined]

@@ -7,23 +7,44 @@ record then keeps its class path and fingerprint and says `reproducible: false`.
 from __future__ import annotations
 
 import copy
+import datetime
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from ftray.errors import ConfigError, nearest
 
-__all__ = ["CsvOptions", "FitConfig", "apply_overrides", "load_config", "model_prefix", "validated"]
+__all__ = ["CsvOptions", "FitConfig", "apply_overrides", "is_live", "is_yes_for_a_number"]
+__all__ += ["load_config", "model_prefix", "validated"]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+SHOWN = (str, Path, int, float, list, tuple, dict, type(None))
 
 
-class CsvOptions(BaseModel):
+def is_yes_for_a_number(value: object, kind: Any) -> bool:
+    """Whether a truth value was given where the annotation `kind` wants a number."""
+    kinds = {kind, *get_args(kind)}
+    return isinstance(value, bool) and bool(kinds & {int, float}) and bool not in kinds
+
+
+class _Options(BaseModel):
+    """What both models refuse: YAML's yes, and Python's True, where a number is expected."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if is_yes_for_a_number(value, cls.model_fields[info.field_name or ""].annotation):
+            raise ValueError("a number is expected, not yes or no")
+        return value
+
+
+class CsvOptions(_Options):
     """How a CSV file is read; everything left at None is detected and said in the log."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,7 +58,8 @@ class CsvOptions(BaseModel):
         description="Two columns without telling names: true = item,label; false = query,document.",
     )
     label_conflicts: Literal["keep", "error"] = Field(
-        "keep", description="One text under two labels: kept and reported, or an error."
+        "keep",
+        description="A text with two labels, a pair with two scores: kept and said, or an error.",
     )
     size: int | None = Field(None, ge=1, description="Read only the first `size` rows.")
     sampling_rate: float | None = Field(
@@ -45,7 +67,7 @@ class CsvOptions(BaseModel):
     )
 
 
-class FitConfig(BaseModel):
+class FitConfig(_Options):
     """Everything a fit can be told. `ftray.fit(**fields)` takes the same names."""
 
     model_config = ConfigDict(
@@ -55,8 +77,9 @@ class FitConfig(BaseModel):
         protected_namespaces=(),
     )
 
-    model: str = Field(
-        description="A registry name, a Hugging Face id, a local folder, or an ftray artifact."
+    model: str | Any = Field(
+        description="A registry name, a Hugging Face id, a local folder, an ftray artifact, or a "
+        "SentenceTransformer object, which is copied and not changed."
     )
     train_data: Any = Field(
         description="A CSV, Parquet or JSONL path, a DocList, a pyarrow.Table, or records."
@@ -136,10 +159,31 @@ class FitConfig(BaseModel):
         False, description="Log which rows each rank encodes in each step (for audits)."
     )
 
-    @field_validator("model", "storage_path", mode="before")
+    @field_validator("storage_path", mode="before")
     @classmethod
     def _path_to_str(cls, value: Any) -> Any:
+        if value == "":  # such as a variable that is empty
+            raise ValueError("a folder or a URI is expected")
         return str(value) if isinstance(value, Path) else value
+
+    @field_validator("train_data", mode="before")
+    @classmethod
+    def _something(cls, value: Any) -> Any:
+        if value is None:
+            raise ValueError("a path, a table or records are expected")
+        return value
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _name_or_live(cls, value: Any) -> Any:
+        if isinstance(value, str | Path):
+            return str(value)
+        if not is_live(value):
+            raise ValueError(
+                "a registry name, a Hugging Face id, a folder or an artifact as text, or a "
+                "sentence_transformers.SentenceTransformer object is expected"
+            )
+        return value
 
     @field_validator(
         "csv_options",
@@ -179,13 +223,35 @@ class FitConfig(BaseModel):
         return "batch_size" in self.model_fields_set
 
 
+def is_live(model: object) -> bool:
+    """Whether a model is given as a `SentenceTransformer` object.
+
+    Asked without importing the package: where there is an object, it is imported already.
+    """
+    package = sys.modules.get("sentence_transformers")
+    return package is not None and isinstance(model, package.SentenceTransformer)
+
+
 def model_prefix(model: str) -> str:
     """A model's name as metric lines write it: the last part of a path, with underscores."""
     return model.rstrip("/").rsplit("/", 1)[-1].replace("-", "_")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, but `5e-5` is a number, as everybody expects."""
+    """YAML 1.1 as PyYAML reads it, but `5e-5` is a number, and no key may stand twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping; of two equal keys PyYAML itself takes the last."""
+        first: dict[str, yaml.Mark] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in first:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"'{key.value}' stands at line {first[key.value].line + 1} already",
+                        problem_mark=key.start_mark,
+                    )
+                first[key.value] = key.start_mark
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -199,11 +265,16 @@ def _parse_yaml(text: str) -> Any:
 
 def _yaml_problem(error: Exception) -> str:
     """PyYAML's message in one line, with the line of the file."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 text (byte 0x{error.object[error.start]:02x})"
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return " ".join(str(error).split())
     mark = error.problem_mark
     context = f" {error.context}" if error.context else ""
-    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}{context}"
+    problem = f"{error.problem}{context}"
+    if "'\\t'" in problem:
+        problem = "a tab; only spaces may indent"
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
 def validated(values: Mapping[str, Any], *, where: str = "") -> FitConfig:
@@ -232,6 +303,12 @@ def _explain(error: Any) -> str:
     if error["type"] == "missing":
         return f"'{path}' is missing"
     given = error.get("input")
+    if error["type"] == "string_type" and isinstance(given, int | float | datetime.date):
+        return (
+            f'{path} = {given}: a text is expected; quotes make one of it, as in {key}: "{given}"'
+        )
+    if not isinstance(given, SHOWN):  # a module may print as hundreds of lines
+        given = type(given)
     message = str(error["msg"]).removeprefix("Value error, ")
     return f"{path} = {given!r}: {message[:1].lower()}{message[1:]}"
 
@@ -249,13 +326,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> FitConfig:
         ConfigError: for a missing or malformed file, an unset variable, or a wrong key or value.
     """
     file = Path(path)
+    if str(path) and file.is_dir():
+        inside = nearest("", [p.name for p in file.glob("*.y*ml")]).replace(" Valid:", " In it:")
+        raise ConfigError(f"'{path}' is a folder, and a YAML file is expected.{inside}")
     if not file.is_file():
         names = [p.name for p in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
         there = nearest(file.name, names).replace(" Valid:", " There are:")
         raise ConfigError(f"There is no file '{path}'.{there}")
     try:
         values = _parse_yaml(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {_yaml_problem(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no options: a mapping such as 'model: minilm' is expected")
@@ -291,7 +373,9 @@ def _descend(target: Any, part: str, text: str) -> Any:
     if isinstance(target, list) and part.isdigit() and int(part) < len(target):
         return target[int(part)]
     if isinstance(target, dict):
-        return target.setdefault(part, {})
+        if target.get(part) is None:  # missing, or left empty
+            target[part] = {}
+        return target[part]
     raise ConfigError(f"--set {text}: '{part}' is not part of anything")
 
 

@@ -78,12 +78,23 @@ def nearest(name: str, known: Iterable[str], *, limit: int = 3) -> str:
     """
     names = sorted(set(known))
     folded = {candidate.lower(): candidate for candidate in names}
-    close = [
-        folded[match]
-        for match in difflib.get_close_matches(name.lower(), list(folded), n=limit, cutoff=0.6)
-    ]
+    close = (
+        [folded[name.lower()]]
+        if name.lower() in folded
+        else [
+            folded[match]
+            for match in difflib.get_close_matches(name.lower(), list(folded), n=limit, cutoff=0.6)
+        ]
+        or [candidate for candidate in names if _shortened(name.lower(), candidate)][:limit]
+    )
     if close:
         return " Did you mean " + " or ".join(f"'{candidate}'" for candidate in close) + "?"
     shown = ", ".join(f"'{candidate}'" for candidate in names[:12])
     more = f", and {len(names) - 12} more" if len(names) > 12 else ""
     return f" Valid: {shown}{more}." if shown else ""
+
+
+def _shortened(name: str, candidate: str) -> bool:
+    """Whether a name is a part of another, as `triplet`, or its initials, as `lr`."""
+    initials = "".join(part[:1] for part in candidate.lower().split("_"))
+    return (len(name) > 2 and name in candidate.lower()) or (len(name) > 1 and name == initials)

@@ -140,12 +140,13 @@ class Progress(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationEnded(Event):
-    """One evaluation: metrics over all queries, and what a report needs of the single ones.
+    """One evaluation: metrics over all its data, and what a report needs of the single ones.
 
     `when` is "before" (before training), "step" (in mid-epoch) or "epoch"; `global_step` is the
     step whose weights were evaluated. `metrics` carries no caption; `keys` maps each metric to the
     key under which callbacks and `run.metrics()` know it. `per_query` is a pyarrow.Table with one
-    row per query: the record keeps it as Parquet beside the events.
+    row per query, or per scored pair: the record keeps it as Parquet beside the events. A retrieval
+    has queries and documents, an evaluation with scored pairs has pairs.
     """
 
     kind: ClassVar[str] = "evaluation"
@@ -157,9 +158,10 @@ class EvaluationEnded(Event):
     global_step: int
     metrics: dict[str, float]
     keys: dict[str, str]
-    queries: int
-    documents: int
-    queries_without_relevant: int
+    queries: int = 0
+    documents: int = 0
+    pairs: int = 0
+    queries_without_relevant: int = 0
     rows_encoded: list[int]
     examples: dict[str, list[dict[str, Any]]] | None = None
     wall_s: float

@@ -14,7 +14,7 @@ from ftray.events import EvaluationEnded
 from ftray.record.reader import RecordReader
 from ftray.record.session import STOP_FILE
 from ftray.record.storage import Storage
-from ftray.record.writer import DONE
+from ftray.record.writer import DONE, side_of
 
 __all__ = ["DONE", "Run", "find_run", "find_runs", "remove_run"]
 
@@ -98,7 +98,13 @@ class Run:
             time.sleep(interval)
 
     def wait(self, interval: float = 0.5) -> Run:
-        """Wait until the run is done; returns the run itself."""
+        """Wait until the run is done, whichever process trains; returns the run itself.
+
+        Ctrl-C ends the waiting, not a run in another process.
+
+        Args:
+            interval: seconds between two looks.
+        """
         while self.status() not in DONE:
             time.sleep(interval)
         return self
@@ -149,7 +155,7 @@ class Run:
             raise FtrayError(f"There is no evaluation '{name}'.{nearest(name, examples)}")
         sides = examples[name]
         after = [e for e in self._record.final_evaluations() if e.name == name]
-        key = f"step-{after[-1].global_step:06d}" if after else ""
+        key = side_of(after[-1]) if after else ""
         return {"before": sides.get("before", {}), "after": sides.get(key, {})}
 
     def display_examples(self, k: int = 5, evaluation: str | None = None) -> None:
@@ -166,6 +172,8 @@ class Run:
 
     def per_query(self, when: str = "after", evaluation: str = "evaluation") -> pa.Table:
         """One row per query of an evaluation: `query_id`, `query`, `relevant`, and its metrics.
+
+        Of scored pairs one row per pair: `text_a`, `text_b`, `score` and `similarity`.
 
         Args:
             when: "before" or "after".

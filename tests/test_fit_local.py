@@ -303,10 +303,23 @@ def test_zero_epochs_evaluate_only(tmp_path, tiny_model, labelled_rows):
         model=str(tiny_model),
         train_data=labelled_rows,
         epochs=0,
-        callbacks=[EvaluationCallback(labelled_rows)],
+        callbacks=[
+            EvaluationCallback(labelled_rows, gather_examples=True),
+            BestModelCheckpoint("ndcg_at_k"),
+        ],
     )
     assert run.status() == "FINISHED"
-    assert run.metrics()["before"] and not run.metrics()["after"]
+    assert run.history()["kind"].to_pylist() == ["evaluation"]  # and no step
+    assert not Path(run.path, "checkpoints").exists()
+    for said in (run.metrics(), run.example_results()):
+        assert said["before"] and said["after"] == said["before"]
+    assert run.per_query("after").equals(run.per_query("before"))
+    base = load_file(tiny_model / "model.safetensors")
+    given = load_file(f"{run.artifact_id}/model.safetensors")
+    assert base.keys() == given.keys()
+    assert all(tensor.equal(given[name]) for name, tensor in base.items())
+    facts = json.loads(Path(run.artifact_id, "ftray.json").read_text())
+    assert facts["metrics"] == run.metrics()["after"] and facts["global_step"] == 0
 
 
 def test_layouts_are_the_same_mathematics(tmp_path, tiny_model, pair_rows):

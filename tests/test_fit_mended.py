@@ -245,7 +245,7 @@ def test_a_validation_split_holds_positives_and_keeps_the_notes(tmp_path, tiny_m
     )
     losses = [x for x in run.history()["val_loss"].to_pylist() if x is not None]
     assert all(loss > 0 for loss in losses)
-    assert "8 of 80 rows are held out" in run.logs()
+    assert "rows held out for the validation loss: 8 of 80" in run.logs()
     assert "80 texts with 8 labels" in run.logs()
 
 

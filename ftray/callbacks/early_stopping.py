@@ -8,6 +8,7 @@ from typing import Any
 from ftray.callbacks.base import Callback, Decision, Say, State, Stop
 from ftray.callbacks.monitor import Mode, Monitor, Patience, resolve_mode
 from ftray.errors import ConfigError
+from ftray.words import counted
 
 __all__ = ["EarlyStopping"]
 
@@ -61,13 +62,14 @@ class EarlyStopping(Callback):
         if not self._rule.exhausted:
             return []
         saved = state.epochs - state.epoch - 1
+        best = self._rule.monitor.best
         reason = (
-            f"no improvement of '{self.monitor}' for {self.patience} "
-            f"epoch{'s' if self.patience > 1 else ''} (now {value:.5f}, best "
-            f"{self._rule.monitor.best if self._rule.monitor.best is not None else math.nan:.5f})"
+            f"no improvement of '{self.monitor}' for {counted(self.patience, 'epoch')} "
+            f"(now {value:.5f}, best {best if best is not None else math.nan:.5f})"
         )
+        epochs = counted(state.epochs, "epoch")
         return [
-            Say(f"Training is stopping, {reason}; {saved} of {state.epochs} epochs saved"),
+            Say(f"Training is stopping, {reason}; {saved} of {epochs} saved"),
             Stop(reason),
         ]
 

@@ -1,4 +1,4 @@
-"""EvaluationCallback: retrieval quality before training and at the end of each epoch."""
+"""EvaluationCallback: the model's quality before training and at the end of each epoch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from typing import Any
 
 from ftray.callbacks.base import Callback, Evaluate, State
 from ftray.config import CsvOptions
-from ftray.data.retrieval import retrieval_set
-from ftray.errors import ConfigError
-from ftray.evaluation.metrics import METRICS
-from ftray.evaluation.spec import EvaluationSpec, check_distance
+from ftray.data.evaluation import evaluation_data
+from ftray.data.scored import PairSet
+from ftray.errors import ConfigError, DataError
+from ftray.evaluation.spec import (
+    EvaluationSpec,
+    RetrievalSpec,
+    SimilaritySpec,
+    check_distance,
+)
 
 __all__ = ["EvaluationCallback"]
 
@@ -23,8 +28,12 @@ class EvaluationCallback(Callback):
     means over all queries at `limit`; relevance is exactly what the data says: equal labels, the
     given pairs, or qrels. Callbacks that monitor a metric may stand before or after this one.
 
+    With scored pairs nothing is searched: the metrics are `spearman` and `pearson`, correlations of
+    the similarity of each pair with its score. Of the options, `limit` and `exclude_self` have no
+    meaning then.
+
     Args:
-        query_data: labelled texts, (query, document) pairs, or a BEIR folder.
+        query_data: labelled texts, (query, document) pairs, (a, b, score) pairs, or a BEIR folder.
         index_data: the documents to search; None takes `query_data` again (for pairs: their
             documents).
         batch_size: texts encoded at a time.
@@ -32,7 +41,8 @@ class EvaluationCallback(Callback):
             are the same data set or carry ids of their own.
         limit: k, how many documents are retrieved.
         distance: "cosine", "euclidean", "sqeuclidean" or "dot".
-        gather_examples: keep the rankings of some queries before and after training.
+        gather_examples: keep the rankings of some queries before and after training; not with
+            scored pairs, of which `run.per_query()` has every one.
         num_example_queries: of how many queries.
         caption: prefix of this evaluation's metric keys; needed where there are several.
         columns: our column names to those of the data.
@@ -80,6 +90,7 @@ class EvaluationCallback(Callback):
         self.columns = columns
         self.csv_options = csv_options
         self.number = -1
+        self._keys: tuple[str, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -91,28 +102,54 @@ class EvaluationCallback(Callback):
 
         Raises:
             DataError: for data that cannot be read or does not fit together.
+            ConfigError: for options that do not go with scored pairs.
         """
-        spec = EvaluationSpec(
-            name=self.name,
-            caption=self.caption,
-            data=retrieval_set(
-                self.query_data,
-                self.index_data,
-                columns=self.columns,
-                csv_options=self.csv_options,
-            ),
-            batch_size=self.batch_size,
-            limit=self.limit,
-            distance=self.distance,
-            exclude_self=self.exclude_self,
-            examples=self.num_example_queries if self.gather_examples else 0,
-        )
+        spec = self._spec()
         self.number = number
+        self._keys = tuple(spec.key(name) for name in spec.metrics)
         return spec
 
+    def _spec(self) -> EvaluationSpec:
+        data = evaluation_data(
+            self.query_data, self.index_data, columns=self.columns, csv_options=self.csv_options
+        )
+        common: dict[str, Any] = {
+            "name": self.name,
+            "caption": self.caption,
+            "batch_size": self.batch_size,
+            "distance": self.distance,
+        }
+        if isinstance(data, PairSet):
+            if self.gather_examples:
+                raise ConfigError(
+                    f"EvaluationCallback '{self.name}': gather_examples keeps rankings, and scored "
+                    "pairs have none. Leave it away: run.per_query() has the score and the "
+                    "similarity of every pair."
+                )
+            return SimilaritySpec(data=data, **common)
+        if not data.findable(exclude_self=self.exclude_self):
+            raise DataError(
+                "query_data: no query has a relevant document besides itself, so that there is "
+                "nothing to find. Give several texts for a label, other texts as index_data, or "
+                "exclude_self: false."
+            )
+        return RetrievalSpec(
+            data=data,
+            limit=self.limit,
+            exclude_self=self.exclude_self,
+            examples=self.num_example_queries if self.gather_examples else 0,
+            **common,
+        )
+
     def metric_keys(self) -> list[str]:
-        """The keys that this evaluation adds to the run's metrics."""
-        return [f"{self.caption}_{name}" if self.caption else name for name in METRICS]
+        """The keys that this evaluation adds to the run's metrics; the data decide which.
+
+        Raises:
+            RuntimeError: before `prepare`, which reads the data.
+        """
+        if self._keys is None:
+            raise RuntimeError("EvaluationCallback: prepare() reads the data that decide the keys")
+        return list(self._keys)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies, such as those for workers, go without the raw data: it is prepared already."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from ftray.callbacks.base import Callback
 from ftray.callbacks.best_model import BestModelCheckpoint
 from ftray.callbacks.early_stopping import EarlyStopping
 from ftray.callbacks.evaluation import EvaluationCallback
+from ftray.config import is_yes_for_a_number
 from ftray.errors import ConfigError, nearest
 
 __all__ = ["CALLBACKS", "resolve_callbacks"]
@@ -66,8 +69,28 @@ def _build(name: str, options: dict[str, Any], place: int) -> Callback:
             raise ConfigError(
                 f"callbacks[{place}]: {name} has no option '{option}'.{nearest(option, known)}"
             )
+    where = f"callbacks[{place}]: {name}: "
     try:
-        return cls(**options)
+        return cls(**_of_their_kind(cls, options, where))
     except TypeError as error:
-        text = str(error).replace(f"{name}.__init__() ", "")
-        raise ConfigError(f"callbacks[{place}]: {name}: {text}") from None
+        raise ConfigError(where + str(error).replace(f"{name}.__init__() ", "")) from None
+    except ConfigError as error:
+        raise ConfigError(
+            where + str(error).removeprefix(where).removeprefix(f"{name}: ")
+        ) from None
+
+
+def _of_their_kind(cls: type[Callback], options: dict[str, Any], where: str) -> dict[str, Any]:
+    """The options as the annotations of `cls` say: a number that is a text becomes a number."""
+    kinds = get_type_hints(cls.__init__)
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        kind = kinds.get(name, Any)
+        if is_yes_for_a_number(value, kind):
+            raise ConfigError(f"{where}{name} = {value!r}: a number is expected, not yes or no")
+        try:
+            found[name] = TypeAdapter(kind).validate_python(value)
+        except ValidationError as error:
+            said = str(error.errors()[0]["msg"])
+            raise ConfigError(f"{where}{name} = {value!r}: {said[:1].lower()}{said[1:]}") from None
+    return found

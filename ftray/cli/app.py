@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
-from ftray.errors import FtrayError
+from ftray.errors import ConfigError, FtrayError
 
 
 class Verbs(TyperGroup):
@@ -95,18 +95,27 @@ def demo(
     run(ask, num_workers, epochs, seed, storage_path)
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True})
 def fit(
+    context: typer.Context,
     config: Annotated[str, typer.Argument(help="A YAML file with the fields of FitConfig.")],
     set_: Annotated[
         Optional[list[str]], typer.Option("--set", help="Override a field: a.b=c.")
     ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return at once; the run goes on by itself.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a model as a YAML file says."""
+    if context.args:
+        raise ConfigError(
+            f"'{context.args[0]}' stands beside the YAML file '{config}': a field is set with "
+            "--set key=value, as in --set epochs=3"
+        )
     from ftray.cli.fit import run
 
-    run(config, set_ or [], as_json)
+    run(config, set_ or [], detach, as_json)
 
 
 @app.command()
@@ -156,7 +165,7 @@ def stop(name: RunName, storage_path: StoragePath = "runs", experiment: Experime
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="An artifact, a folder, a name, or a hub id.")],
-    query: Annotated[str, typer.Option(help="Queries: labelled, pairs, or a BEIR folder.")],
+    query: Annotated[str, typer.Option(help="Queries: labelled, pairs, scored pairs, or BEIR.")],
     index: Annotated[Optional[str], typer.Option(help="Documents; default: the queries.")] = None,
     limit: Annotated[int, typer.Option(help="Cut-off k of the metrics.", min=1)] = 20,
     distance: Annotated[str, typer.Option(help="cosine, dot, euclidean or sqeuclidean.")] = (
@@ -167,7 +176,7 @@ def evaluate(
     column: Columns = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a model's retrieval quality, without training."""
+    """Measure a model's quality, without training: retrieval, or scored pairs."""
     from ftray.cli.evaluate import run
 
     run(model, query, index, limit, distance, batch_size, max_length, column or [], as_json)

@@ -16,5 +16,7 @@ def parse_columns(given: Sequence[str]) -> dict[str, str] | None:
         role, separator, name = text.partition("=")
         if not (role and separator and name):
             raise ConfigError(f"--column {text}: 'role=name' is expected, as in --column item=body")
+        if role in columns:
+            raise ConfigError(f"--column {text}: {role} is '{columns[role]}' already")
         columns[role] = name
     return columns or None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ftray.cli.columns import parse_columns
 from ftray.errors import ConfigError, StorageError
+from ftray.words import counted
 
 __all__ = ["run"]
 
@@ -37,11 +38,12 @@ def run(
 
     from ftray.api import encode, get_model, read_texts
 
+    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    _check_writable(partial, output)
     texts = read_texts(data, columns=parse_columns(columns))
     vectors = encode(
         get_model(model, max_length=max_length), texts, role=role, batch_size=batch_size
     )
-    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with partial.open("wb") as file:
             if target.suffix == ".npy":
@@ -51,6 +53,17 @@ def run(
                 column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
                 pq.write_table(pa.table({"text": texts, "embedding": column}), file)
         os.replace(partial, target)
+    except OSError as error:
+        raise StorageError(f"'{output}' cannot be written: {error.strerror or error}") from None
     finally:
         partial.unlink(missing_ok=True)
-    print(f"{len(texts)} embeddings of width {vectors.shape[1]} in {output}")
+    print(f"{counted(len(texts), 'embedding')} of width {vectors.shape[1]} in {output}")
+
+
+def _check_writable(partial: Path, output: str) -> None:
+    """Before texts are encoded for hours."""
+    try:
+        partial.touch()
+        partial.unlink()
+    except OSError as error:
+        raise StorageError(f"'{output}' cannot be written: {error.strerror}") from None

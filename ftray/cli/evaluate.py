@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ftray.cli.columns import parse_columns
+from ftray.report.tables import what_metrics
 
 __all__ = ["run"]
 
@@ -40,8 +41,9 @@ def run(
     if as_json:
         print(json.dumps(metrics))
         return
-    table = Table(title=f"{model} at k = {limit}")
-    table.add_column("Retrieval Metric")
+    what = what_metrics(metrics)
+    table = Table(title=f"{model} at k = {limit}" if what == "Retrieval" else model)
+    table.add_column(f"{what} Metric")
     table.add_column("Value", justify="right")
     for name, value in sorted(metrics.items()):
         table.add_row(name, f"{value:.5f}")

@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ftray.run import find_runs
+from ftray.errors import StorageError
+from ftray.run import Run, find_runs
 
 __all__ = ["run"]
 
@@ -23,8 +24,7 @@ def run(storage_path: str, experiment: str | None, as_json: bool) -> None:
             "experiment": r.experiment,
             "status": r.status(),
             "created_s": r.times.get("created_s", 0.0),
-            "model": r.config.get("model"),
-            "loss": r.config.get("loss"),
+            **_configured(r),
             "path": r.path,
         }
         for r in found
@@ -33,7 +33,8 @@ def run(storage_path: str, experiment: str | None, as_json: bool) -> None:
         print(json.dumps(rows))
         return
     if not rows:
-        print(f"There are no runs under '{storage_path}'.")
+        what = f"runs of the experiment '{experiment}'" if experiment else "runs"
+        print(f"There are no {what} under '{storage_path}'.")
         return
     table = Table()
     for title in ("Run", "Experiment", "Status", "Created", "Model", "Loss"):
@@ -43,3 +44,11 @@ def run(storage_path: str, experiment: str | None, as_json: bool) -> None:
         cells = (row["name"], row["experiment"], row["status"], created, row["model"], row["loss"])
         table.add_row(*(str(cell) for cell in cells))
     Console(highlight=False).print(table)
+
+
+def _configured(run: Run) -> dict[str, Any]:
+    """A run whose run.yaml is damaged is listed like the others."""
+    try:
+        return {"model": run.config.get("model"), "loss": run.config.get("loss")}
+    except StorageError:
+        return {"model": None, "loss": None}

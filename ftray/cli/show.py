@@ -10,6 +10,7 @@ from rich.console import Console
 
 from ftray.record.narrator import duration_words
 from ftray.run import Run, find_run
+from ftray.words import counted
 
 __all__ = ["run"]
 
@@ -42,7 +43,7 @@ def _lines(run: Run) -> list[tuple[str, Any]]:
     config, times = run.config, run.times
     started = times.get("started_s", times.get("created_s", 0.0))
     ended = times.get("ended_s", time.time())
-    data = run.facts.get("data", {})
+    data, licence = run.facts.get("data", {}), run.facts.get("license")
     lines = [
         ("Run", run.name),
         *([("Description", config["description"])] if config.get("description") else []),
@@ -50,6 +51,7 @@ def _lines(run: Run) -> list[tuple[str, Any]]:
         ("Started", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started))),
         ("Took" if "ended_s" in times else "So far", duration_words(ended - started)),
         ("Model", config.get("model")),
+        *([("Licence", f"{licence} (the model's)")] if licence else []),
         ("Loss", f"{config.get('loss')} {config.get('loss_options') or ''}".strip()),
         ("Epochs", f"{config.get('epochs')}, batch {config.get('batch_size')}"),
     ]
@@ -64,5 +66,8 @@ def _lines(run: Run) -> list[tuple[str, Any]]:
 
 def _data(facts: dict[str, Any]) -> str:
     if "rows" in facts:
-        return f"{facts['rows']} rows from {facts['source']}"
-    return f"{facts['queries']} queries over {facts['documents']} documents"
+        return f"{counted(facts['rows'], 'row')} from {facts['source']}"
+    if "pairs" in facts:
+        return counted(facts["pairs"], "scored pair")
+    queries = counted(facts["queries"], "query", "queries")
+    return f"{queries} over {counted(facts['documents'], 'document')}"

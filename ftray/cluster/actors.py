@@ -1,7 +1,7 @@
 """Evaluation in Ray actors.
 
-Each holds the queries, the FAISS index and the metrics of one EvaluationCallback. The driver
-creates them before training, so they outlive lost workers.
+Each holds the data, the FAISS index (of a retrieval) and the metrics of one EvaluationCallback. The
+driver creates them before training, so they outlive lost workers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy.typing as npt
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ftray.evaluation.scorer import Scorer, Scores
+from ftray.evaluation.base import Scorer, Scores
+from ftray.evaluation.scorer import make_scorer
 from ftray.runtime.process_group import LostWorkersError
 from ftray.training.job import Job
 
@@ -35,7 +36,7 @@ class ScorerActor:
 
     def load(self, job: Job, number: int) -> None:
         """Begin anew with evaluation `number`; the data is read from the object store."""
-        self._scorer = Scorer(job.evaluations[number])
+        self._scorer = make_scorer(job.evaluations[number])
 
     def add(self, side: str, batch: int, vectors: npt.NDArray[np.float32]) -> None:
         """See `Scorer.add`."""

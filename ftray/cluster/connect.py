@@ -19,8 +19,9 @@ from ray._private.utils import read_ray_address
 
 from ftray.config import FitConfig
 from ftray.errors import ClusterError
+from ftray.words import counted
 
-__all__ = ["Placement", "connected", "place"]
+__all__ = ["Placement", "Session", "connected", "place", "session_here"]
 
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no network call that nobody asked for
@@ -43,6 +44,27 @@ class Placement:
     num_workers: int
     use_gpu: bool
     cpus_per_worker: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """A Ray session that this process is connected to.
+
+    Attributes:
+        address: of its cluster, for others to join.
+        own: whether this process started it, so that it ends with this process.
+    """
+
+    address: str
+    own: bool
+
+
+def session_here() -> Session | None:
+    """The session that this process is connected to, if any; joins and starts nothing."""
+    node = ray._private.worker._global_node
+    if node is None or not ray.is_initialized():
+        return None
+    return Session(address=node.gcs_address, own=node.is_head())
 
 
 @contextmanager
@@ -170,7 +192,8 @@ def place(config: FitConfig) -> Placement:
         workers = gpus if use_gpu else 1
     if use_gpu and workers > gpus:
         raise ClusterError(
-            f"num_workers = {workers}, one GPU each, but the Ray cluster has {gpus} GPUs. "
+            f"num_workers = {workers}, one GPU each, but the Ray cluster has "
+            f"{counted(gpus, 'GPU')}. "
             f"Give num_workers: {gpus}, or device: cpu"
         )
     return Placement(

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ftray.errors import DataError
+from ftray.words import counted
 
 __all__ = ["BeirFolder", "is_beir", "read_corpus", "read_folder"]
 
@@ -85,8 +86,8 @@ def read_folder(folder: str | os.PathLike[str], *, prefer: str) -> BeirFolder:
     query_at = {name: i for i, name in enumerate(query_ids)}
     document_at = {name: i for i, name in enumerate(document_ids)}
     notes = [
-        f"{qrels}: {len(judged):,} judgements of {len(kept):,} queries over "
-        f"{len(document_ids):,} documents"
+        f"{qrels}: {counted(len(judged), 'judgement')} of "
+        f"{counted(len(kept), 'query', 'queries')} over {counted(len(document_ids), 'document')}"
     ]
     if len(kept) < len(all_ids):
         notes.append(f"queries without a judgement, left out: {len(all_ids) - len(kept):,}")
@@ -120,6 +121,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, line
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 ({error.reason}), which BEIR files are.") from None
 
@@ -163,8 +166,8 @@ def _judgements(path: Path, queries: set[str], documents: set[str]) -> dict[tupl
         cells = cells if len(cells) > 2 else line.split()
         if len(cells) not in (3, 4):
             raise DataError(
-                f"{place}: {len(cells)} columns. Valid: query-id, corpus-id, score; or TREC's "
-                "query, iteration, document, grade."
+                f"{place}: {counted(len(cells), 'column')}. Valid: query-id, corpus-id, score; "
+                "or TREC's query, iteration, document, grade."
             )
         query, document, written = cells[0], cells[-2], cells[-1]
         try:

@@ -1,25 +1,35 @@
-"""What is done to every table that was read, whatever its source: strip, check, guess, describe."""
+"""What is done to every table that was read, whatever its source.
+
+Strip, check, read scores as numbers, guess, describe, and number distinct texts.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
+import re
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ftray.data.columns import ROLES_OF, Kind, Layout
 from ftray.errors import DataError
+from ftray.words import counted
 
 __all__ = [
     "check_cells",
+    "coded",
     "conflicts",
     "counted",
     "drawn_rows",
     "fingerprint",
     "guessed_kind",
     "quoted",
+    "score_conflicts",
+    "scores_as_numbers",
     "stripped",
     "summary",
 ]
@@ -30,17 +40,13 @@ Place = Callable[[int], str]
 _EXAMPLES = 3
 _QUOTED_CHARS = 60
 _LABEL_CHARS = 50
+_COMMA = re.compile(r"[-+]?\d+,\d+")
 _CELL_NAMES = {"item": "text", "first": "first text", "second": "second text"}
 
 
 def quoted(text: str) -> str:
     """A text for a message, cut to a readable length."""
     return f"'{text}'" if len(text) <= _QUOTED_CHARS else f"'{text[: _QUOTED_CHARS - 1]}…'"
-
-
-def counted(count: int, noun: str) -> str:
-    """`1 row`, `2,000 rows`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def stripped(table: pa.Table) -> pa.Table:
@@ -72,6 +78,30 @@ def check_cells(table: pa.Table, layout: Layout, place: Place) -> None:
         )
 
 
+def scores_as_numbers(table: pa.Table, layout: Layout, place: Place) -> pa.Table:
+    """The table with the column `score` as float64.
+
+    Raises:
+        DataError: with the place and the value of the first score that is not a finite number.
+    """
+    scores = np.empty(table.num_rows)
+    for row, text in enumerate(table["score"].to_pylist()):
+        try:
+            scores[row] = float(text)
+        except ValueError:
+            hint = " Decimals are written with a point." if _COMMA.fullmatch(text) else ""
+            what = f"{quoted(text)} is not a number"
+        else:
+            if math.isfinite(scores[row]):
+                continue
+            what, hint = f"{quoted(text)} is not finite", ""
+        raise DataError(
+            f"{place(row)}: the score {what} (column '{layout.columns['score']}').{hint}"
+        )
+    number = table.column_names.index("score")
+    return table.set_column(number, "score", pa.chunked_array([scores + 0.0]))  # -0.0 is 0.0
+
+
 def guessed_kind(table: pa.Table, layout: Layout) -> tuple[Kind, pa.Table, str]:
     """Whether two columns without telling names are item and label, or query and document.
 
@@ -95,9 +125,9 @@ def guessed_kind(table: pa.Table, layout: Layout) -> tuple[Kind, pa.Table, str]:
     distinct = pc.count_distinct(table[place]).as_py()
     note = (
         f"columns '{layout.columns['first']}', '{layout.columns['second']}' were taken for "
-        f"{', '.join(roles)} ({distinct:,} distinct values in {len(table):,} rows of the {place}); "
-        f"csv_options.is_labeled = {str(kind == 'pairs').lower()} if they are not, or name them "
-        "with `columns`"
+        f"{', '.join(roles)} ({counted(distinct, 'distinct value')} in "
+        f"{counted(len(table), 'row')} of the {place}); csv_options.is_labeled = "
+        f"{str(kind == 'pairs').lower()} if they are not, or name them with `columns`"
     )
     return kind, named.select([*ROLES_OF[kind], *rest]), note
 
@@ -118,12 +148,23 @@ def drawn_rows(count: int, share: float) -> pa.Array:
     return pa.array(np.sort(drawn))
 
 
+_NOUNS: dict[Kind, str] = {
+    "labelled": "text",
+    "pairs": "pair",
+    "scored": "scored pair",
+    "items": "text",
+}
+
+
 def summary(table: pa.Table, kind: Kind) -> list[str]:
     """How many rows there are, and how many repeat an earlier one."""
     rows = table.num_rows
     texts = table.select([name for name in table.column_names if name != "id"])
     repeats = rows - texts.group_by(texts.column_names).aggregate([]).num_rows
-    notes = [counted(rows, "pair" if kind == "pairs" else "text")]
+    notes = [counted(rows, _NOUNS[kind])]
+    if kind == "scored":
+        span = pc.min_max(table["score"]).as_py()
+        notes[0] += f" with scores from {span['min']:g} to {span['max']:g}"
     if kind == "labelled":
         notes[0] += f" with {counted(pc.count_distinct(table['label']).as_py(), 'label')}"
     if repeats:
@@ -162,11 +203,51 @@ def _labels_of(table: pa.Table, text: str) -> str:
     return ", ".join(pc.unique(labels).to_pylist())
 
 
+def score_conflicts(table: pa.Table, place: Place, *, allowed: bool) -> list[str]:
+    """Pairs that have two scores.
+
+    Raises:
+        DataError: for the first of them, unless `allowed`.
+    """
+    keys = ["query", "document"]
+    grouped = pa.TableGroupBy(table, keys, use_threads=False)
+    counts = grouped.aggregate([("score", "count_distinct")])
+    pairs = counts.filter(pc.greater(counts["score_count_distinct"], 1)).select(keys)
+    if not pairs.num_rows:
+        return []
+    query, document = pairs["query"][0].as_py(), pairs["document"][0].as_py()
+    same = pc.and_(pc.equal(table["query"], query), pc.equal(table["document"], document))
+    rows = np.flatnonzero(same.to_numpy())
+    scores = [table["score"][int(row)].as_py() for row in rows]
+    pair = f"{quoted(query)}, {quoted(document)}"
+    if allowed:
+        shown = ", ".join(f"{score:g}" for score in dict.fromkeys(scores))
+        return [f"{counted(pairs.num_rows, 'pair')} with two scores or more: {pair} ({shown})"]
+    other = next(i for i, score in enumerate(scores) if score != scores[0])
+    raise DataError(
+        f"{place(int(rows[other]))}: the pair {pair} has the score {scores[other]:g}, but "
+        f"{scores[0]:g} at {place(int(rows[0]))}. Pairs with two scores: {pairs.num_rows:,}. "
+        "csv_options.label_conflicts = 'keep' takes both."
+    )
+
+
+def coded(*columns: pa.ChunkedArray) -> tuple[pa.Array, list[npt.NDArray[np.int64]]]:
+    """Distinct values over all columns in order of first appearance, and each column's codes."""
+    joined = pa.chunked_array([chunk for column in columns for chunk in column.chunks])
+    encoded = pc.dictionary_encode(joined.combine_chunks())
+    codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    cuts = np.cumsum([len(column) for column in columns])[:-1]
+    return encoded.dictionary, np.split(codes, cuts)
+
+
 def fingerprint(kind: str, table: pa.Table) -> str:
     """16 hex digits of the SHA-256 of kind, column names and cells, however they are chunked."""
     whole = hashlib.sha256(kind.encode())
     for name in table.column_names:
         lengths, cells = hashlib.sha256(), hashlib.sha256()
+        if pa.types.is_floating(table[name].type):
+            whole.update(name.encode() + table[name].to_numpy().astype("<f8").tobytes())
+            continue
         for chunk in table[name].chunks:
             offsets_buffer, data = chunk.buffers()[1:]
             width = np.int64 if pa.types.is_large_string(chunk.type) else np.int32

@@ -1,7 +1,8 @@
-"""Which column of a source is the text, the label, the query, the document.
+"""Which column of a source is the text, the label, the query, the document, the score.
 
 A column's name tells its role (`TELLING`, case-insensitive), or the user's `columns` mapping does.
 Two columns whose names tell nothing stay undecided here; the reader decides them by their content.
+Beside a column named as a score they are the two texts of scored pairs.
 """
 
 from __future__ import annotations
@@ -14,27 +15,36 @@ from ftray.errors import DataError, nearest
 
 __all__ = ["KNOWN_NAMES", "ROLES_OF", "TELLING", "Kind", "Layout", "resolve"]
 
-Kind = Literal["labelled", "pairs", "items"]
+Kind = Literal["labelled", "pairs", "scored", "items"]
 
 ROLES_OF: dict[Kind, tuple[str, ...]] = {
     "labelled": ("item", "label"),
     "pairs": ("query", "document"),
+    "scored": ("query", "document", "score"),
     "items": ("item",),
 }
-"""The text columns of each kind of records, in order."""
+"""The columns of each kind of records, in order; all are texts but the score, a number."""
+
+_NUMBERED = ("sentence", "text")
+_FIRST, _SECOND = ("1", "_1", "_a"), ("2", "_2", "_b")
 
 TELLING: dict[str, tuple[str, ...]] = {
     "item": ("item", "text", "sentence", "content", "utterance"),
     "label": ("label", "class", "category", "intent", "target"),
-    "query": ("query", "anchor", "question", "sentence1", "text1"),
-    "document": ("document", "answer", "positive", "passage", "doc", "sentence2", "text2"),
+    "query": ("query", "anchor", "question", *(f"{text}{n}" for text in _NUMBERED for n in _FIRST)),
+    "document": (
+        *("document", "answer", "positive", "passage", "doc"),
+        *(f"{text}{n}" for text in _NUMBERED for n in _SECOND),
+    ),
+    "score": ("score", "similarity", "similarity_score", "gold_score", "relatedness_score"),
     "id": ("id", "_id"),
 }
 """The column names that tell a role; where a table has several, the first in this order counts."""
 
 KNOWN_NAMES = frozenset(name for names in TELLING.values() for name in names)
 
-_JUDGING = frozenset({"score", "similarity", *TELLING["label"]})
+_JUDGING = frozenset({*TELLING["score"], *TELLING["label"]})
+_ROLES = tuple(role for role in TELLING if role != "id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +81,8 @@ def resolve(
 
     Args:
         names: the source's column names, in order.
-        given: the user's mapping of roles to column names; the rest is found by name.
+        given: the user's mapping of roles to column names; the rest is found by name. A query and
+            a document without a score are pairs, whatever else there is.
         is_labeled: what two columns without telling names are.
         source: the file or object, for messages.
 
@@ -84,7 +95,13 @@ def resolve(
     ident = given.get("id") or _first(names, TELLING["id"])
     rest = [name for name in names if name != ident]
     roles = _roles(rest, given)
-    kind, chosen = _named(roles, rest, source)
+    kind, chosen = _named(roles, rest, source, is_scored="score" in given)
+    if "score" in given and kind != "scored":
+        raise DataError(
+            f"columns: the score '{given['score']}' belongs to two texts, and the columns "
+            f"{_listed(rest)} of {source} do not tell which. Name them as well, such as "
+            f"{{query: …, document: …, score: {given['score']}}}."
+        )
     if kind is None and len(rest) == 2:
         ordered = _in_order(rest, roles)
         if given.keys() & {"query", "document"}:
@@ -122,50 +139,61 @@ def _check(names: Sequence[str], given: Mapping[str, str], source: str) -> None:
     if len(set(given.values())) < len(given):
         raise DataError(f"columns: one column of {source} stands for two roles: {dict(given)}.")
     texts = set(given) - {"id"}
-    if texts & {"item", "label"} and texts & {"query", "document"}:
+    if texts & {"item", "label"} and texts & {"query", "document", "score"}:
         raise DataError(
-            f"columns: {', '.join(sorted(texts))} do not go together. "
-            "Valid: item and label, query and document, or item alone; each with or without id."
+            f"columns: {', '.join(sorted(texts))} do not go together. Valid: item and label, query "
+            "and document, both with a score, or item alone; each with or without id."
         )
 
 
 def _roles(rest: Sequence[str], given: Mapping[str, str]) -> dict[str, str | None]:
     """Role to column, by the user's mapping first and by name second."""
     free = [name for name in rest if name not in given.values()]
-    open_roles = {"item", "label", "query", "document"}
-    if "item" in given and "label" in given:
+    open_roles = set(_ROLES)
+    if {"item", "label"} <= given.keys() or {"query", "document"} <= given.keys():
         open_roles = set()
-    elif "query" in given or "document" in given:
+    elif given.keys() & {"query", "document", "score"}:
         # A free column named `text` may still be the other half of a pair.
-        open_roles = {"query", "document", "item"} - ({"item"} if len(given) > 1 else set())
+        open_roles = {"query", "document", "score", "item"}
     return {
         role: given.get(role) or (_first(free, TELLING[role]) if role in open_roles else None)
-        for role in ("item", "label", "query", "document")
+        for role in _ROLES
     }
 
 
 def _named(
-    roles: Mapping[str, str | None], rest: Sequence[str], source: str
+    roles: Mapping[str, str | None], rest: Sequence[str], source: str, *, is_scored: bool
 ) -> tuple[Kind | None, tuple[str, ...]]:
-    """The kind that the names tell, with its columns; (None, ()) where they do not."""
-    item, label, query, document = (roles[r] for r in ("item", "label", "query", "document"))
+    """The kind that the names tell, with its columns; (None, ()) where they do not.
+
+    A score found by its name makes no pair of a text and some other column; one that the user named
+    does (`is_scored`).
+    """
+    item, label, query, document, score = (roles[role] for role in _ROLES)
     if item and label and query and document:
         raise DataError(
             f"{source}: {_listed((item, label))} could be item and label, and "
             f"{_listed((query, document))} query and document. Say which with `columns`."
         )
     if query and document:
-        return "pairs", (query, document)
+        return _paired(query, document, score)
     if label:
         others = [name for name in rest if name != label]
         text = item or query or document or (others[0] if len(others) == 1 else None)
         return ("labelled", (text, label)) if text else (None, ())
     if item and (query or document):
-        return "pairs", (query or item, document or item)
+        return _paired(query or item, document or item, score)
+    others = [name for name in rest if name != score]
+    if score and len(others) == 2 and (is_scored or not item):
+        return _paired(*_in_order(others, roles), score)
     return None, ()
 
 
-def _in_order(rest: Sequence[str], roles: Mapping[str, str | None]) -> tuple[str, ...]:
+def _paired(query: str, document: str, score: str | None) -> tuple[Kind, tuple[str, ...]]:
+    return ("scored", (query, document, score)) if score else ("pairs", (query, document))
+
+
+def _in_order(rest: Sequence[str], roles: Mapping[str, str | None]) -> tuple[str, str]:
     """Two columns, the text or query first where one of the names tells."""
     first, second = rest
     turned = first == roles["document"] or second in (roles["query"], roles["item"])
@@ -181,7 +209,7 @@ def _single(
             f"{source}: the columns {_listed(rest)} do not tell which is the text. Say it with "
             "`columns`, such as {item: "
             + (rest[0] if rest else "text")
-            + ", label: …}, or {query: …, document: …}."
+            + ", label: …}, or {query: …, document: …}, or these with score: … too."
         )
     return "items", (text,)
 
@@ -193,16 +221,20 @@ def _notes(kind: Kind, columns: Mapping[str, str], ignored: Sequence[str]) -> tu
         notes.append(f"columns not read: {_listed(ignored)}")
     judging = [name for name in ignored if name.lower() in _JUDGING]
     if kind == "pairs" and judging:
-        notes.append(f"'{judging[0]}' is not read: every pair counts as relevant")
+        hint = ""
+        if judging[0].lower() in TELLING["score"]:
+            hint = f" (score: {judging[0]} in `columns` reads it)"
+        notes.append(f"'{judging[0]}' is not read: every pair counts as relevant{hint}")
     return tuple(notes)
 
 
 def _contradicted(kind: Kind, chosen: Sequence[str], source: str) -> DataError:
     other = ROLES_OF["pairs" if kind == "labelled" else "labelled"]
-    mapping = ", ".join(f"{role}: {name}" for role, name in zip(other, chosen, strict=True))
+    mapping = ", ".join(f"{role}: {name}" for role, name in zip(other, chosen, strict=False))
+    what = "scored pairs" if kind == "scored" else kind
     return DataError(
         f"{source}: csv_options.is_labeled is {kind != 'labelled'}, but the columns "
-        f"{_listed(chosen)} are read as {kind}. Name them with `columns`, such as {{{mapping}}}, "
+        f"{_listed(chosen)} are read as {what}. Name them with `columns`, such as {{{mapping}}}, "
         "or leave is_labeled away."
     )
 

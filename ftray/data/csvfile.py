@@ -133,7 +133,7 @@ def load_csv(
             dialect, said = _dialect(file, path, options)
             rows = _Rows(file, dialect, source)
             return _load(rows, options, choose, source=source, named=named, notes=(*notes, *said))
-    except UnicodeDecodeError:
+    except UnicodeError:
         hint = (
             "Leave csv_options.encoding away to have it detected, or name the file's own."
             if options.encoding

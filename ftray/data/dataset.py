@@ -3,27 +3,31 @@
 The same text twice is one text. Labelled rows are (text, class); pairs are (query, document) with
 the connected group of pairs that share texts, so that losses on labels never take a text that is
 stated to be relevant, however indirectly, for a negative. InfoNCE masks by the texts themselves.
+Scored pairs are pairs with a number; nothing is a negative there, and the groups only tell which
+pairs a split must not part.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from ftray.data.cleaning import coded
 from ftray.data.readers import Records
 from ftray.errors import DataError
+from ftray.words import counted
 
 __all__ = ["StepRows", "TrainSet", "train_set"]
 
 Numbers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,7 @@ class StepRows:
         text_ids: text number of each row's cells, `(B, C)`: equal numbers are equal texts.
         label_items: position in `texts` of each labelled item, `(M,)`.
         labels: class or group of each labelled item, `(M,)`.
+        scores: the score of each row, `(B,)`; `(0,)` where there are none.
     """
 
     rows: Numbers
@@ -46,18 +51,19 @@ class StepRows:
     text_ids: Numbers
     label_items: Numbers
     labels: Numbers
+    scores: Floats = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSet:
     """Distinct texts `(T,)`, rows of text numbers `(N, C)`, and the group of each row `(N,)`.
 
-    `C` is 1 for labelled data and 2 for pairs.
+    `C` is 1 for labelled data and 2 for pairs; scored pairs have `scores` `(N,)`, others None.
     `n_groups` is the number of classes, or of connected groups of pairs, in the whole data: the
     parts of a split number their groups alike, though they may not hold all of them.
     """
 
-    kind: Literal["labelled", "pairs"]
+    kind: Literal["labelled", "pairs", "scored"]
     texts: pa.Array
     rows: Numbers
     groups: Numbers
@@ -65,6 +71,7 @@ class TrainSet:
     notes: tuple[str, ...]
     source: str
     fingerprint: str
+    scores: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -75,18 +82,20 @@ class TrainSet:
         Args:
             rows: row numbers, `(B,)`.
             roles_differ: whether the encoder treats queries and documents differently (prompts);
-                if not, one text is one item in whatever column it stands.
+                if not, one text is one item in whatever column it stands. So it is in scored pairs,
+                which have two texts of one kind.
         """
         cells = self.rows[rows]
         width = cells.shape[1]
-        roles = np.arange(width) if roles_differ and width == 2 else np.zeros(width, np.int64)
+        by_role = roles_differ and self.kind == "pairs"
+        roles = np.arange(width) if by_role else np.zeros(width, np.int64)
         keys = (cells * 2 + roles).ravel()
         distinct, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
         order = np.argsort(first, kind="stable")
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))
         columns = place[inverse].reshape(cells.shape)
-        names = ("query", "document") if roles_differ and width == 2 else ("", "")
+        names = ("query", "document") if by_role else ("", "")
         picked = self.texts.take(pa.array(distinct[order] // 2)).to_pylist()
         items = [
             (names[role], text)
@@ -105,6 +114,7 @@ class TrainSet:
             text_ids=cells,
             label_items=label_items,
             labels=labels,
+            scores=np.zeros(0) if self.scores is None else self.scores[rows],
         )
 
     def subset(self, rows: Numbers, source: str) -> TrainSet:
@@ -118,6 +128,7 @@ class TrainSet:
             notes=(),
             source=source,
             fingerprint=hashlib.sha256(self.fingerprint.encode() + rows.tobytes()).hexdigest()[:16],
+            scores=None if self.scores is None else self.scores[rows],
         )
 
     def split(self, share: float, seed: int) -> tuple[TrainSet, TrainSet]:
@@ -143,10 +154,10 @@ class TrainSet:
             held = np.isin(self.groups, order[taken])
         if not held.any() or held.all():
             raise DataError(
-                f"val_split = {share} of {len(self)} rows leaves one side without rows: "
+                f"val_split = {share} of {counted(len(self), 'row')} leaves one side without rows: "
                 "give another share, or eval_data"
             )
-        note = f"{held.sum()} of {len(self)} rows are held out for the validation loss"
+        note = f"rows held out for the validation loss: {held.sum():,} of {len(self):,}"
         train = self.subset(np.flatnonzero(~held), self.source)
         return (
             replace(train, notes=(*self.notes, note)),
@@ -172,31 +183,23 @@ def train_set(records: Records, *, where: str = "train_data") -> TrainSet:
     if records.kind == "items":
         raise DataError(
             f"{where} ({records.source}) has one column of texts. To learn from, it needs labels "
-            "(item,label) or pairs (query,document)."
+            "(item,label) or pairs (query,document), which may have a score."
         )
     if records.kind == "labelled":
         return _labelled(records)
-    return _pairs(records)
-
-
-def _codes(*columns: pa.ChunkedArray) -> tuple[pa.Array, list[Numbers]]:
-    """Distinct values over all columns in order of first appearance, and each column's codes."""
-    joined = pa.chunked_array([chunk for column in columns for chunk in column.chunks])
-    encoded = pc.dictionary_encode(joined.combine_chunks())
-    codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    cuts = np.cumsum([len(column) for column in columns])[:-1]
-    return encoded.dictionary, np.split(codes, cuts)
+    return _scored(records) if records.kind == "scored" else _pairs(records)
 
 
 def _labelled(records: Records) -> TrainSet:
-    texts, (items,) = _codes(records.table["item"])
-    names, (labels,) = _codes(records.table["label"])
-    rows = _distinct_rows(np.stack([items, labels], axis=1))
+    texts, (items,) = coded(records.table["item"])
+    names, (labels,) = coded(records.table["label"])
+    cells = np.stack([items, labels], axis=1)
+    cells = cells[_distinct(cells)]
     return TrainSet(
         kind="labelled",
         texts=texts,
-        rows=rows[:, :1],
-        groups=rows[:, 1],
+        rows=cells[:, :1],
+        groups=cells[:, 1],
         n_groups=len(names),
         notes=records.notes,
         source=records.source,
@@ -205,30 +208,56 @@ def _labelled(records: Records) -> TrainSet:
 
 
 def _pairs(records: Records) -> TrainSet:
-    texts, (queries, documents) = _codes(records.table["query"], records.table["document"])
-    rows = _distinct_rows(np.stack([queries, documents], axis=1))
-    graph = coo_array((np.ones(len(rows), bool), (rows[:, 0], rows[:, 1])), (len(texts),) * 2)
-    _, component = connected_components(graph, directed=False)
-    _, groups = np.unique(component[rows[:, 0]], return_inverse=True)
-    sizes = np.bincount(groups)
-    notes = list(records.notes)
-    if sizes.max() > 1:
-        notes.append(
-            f"pairs that share texts form {len(sizes)} groups, the largest with {sizes.max()} "
-            f"of {len(rows)} pairs"
-        )
+    texts, columns = coded(records.table["query"], records.table["document"])
+    rows = np.stack(columns, axis=1)
+    rows = rows[_distinct(rows)]
+    groups, note = _connected(rows, len(texts))
     return TrainSet(
         kind="pairs",
         texts=texts,
         rows=rows,
-        groups=groups.astype(np.int64),
-        n_groups=len(sizes),
-        notes=tuple(notes),
+        groups=groups,
+        n_groups=int(groups.max()) + 1,
+        notes=(*records.notes, *note),
         source=records.source,
         fingerprint=records.fingerprint,
     )
 
 
-def _distinct_rows(rows: Numbers) -> Numbers:
+def _scored(records: Records) -> TrainSet:
+    """Pairs with their scores; the same pair with two scores is two rows."""
+    texts, columns = coded(records.table["query"], records.table["document"])
+    scores = records.table["score"].to_numpy()
+    _, score_codes = np.unique(scores, return_inverse=True)
+    kept = _distinct(np.stack([*columns, score_codes], axis=1))
+    rows = np.stack(columns, axis=1)[kept]
+    groups, note = _connected(rows, len(texts))
+    return TrainSet(
+        kind="scored",
+        texts=texts,
+        rows=rows,
+        groups=groups,
+        n_groups=int(groups.max()) + 1,
+        notes=(*records.notes, *note),
+        source=records.source,
+        fingerprint=records.fingerprint,
+        scores=scores[kept],
+    )
+
+
+def _connected(rows: Numbers, n_texts: int) -> tuple[Numbers, list[str]]:
+    """The connected group of each pair, `(N,)`, and a note where any has several pairs."""
+    graph = coo_array((np.ones(len(rows), bool), (rows[:, 0], rows[:, 1])), (n_texts,) * 2)
+    _, component = connected_components(graph, directed=False)
+    _, groups = np.unique(component[rows[:, 0]], return_inverse=True)
+    sizes = np.bincount(groups)
+    if sizes.max() == 1:
+        return groups.astype(np.int64), []
+    note = f"pairs that share texts form {len(sizes)} groups, the largest with {sizes.max()} "
+    return groups.astype(np.int64), [f"{note}of {len(rows)} pairs"]
+
+
+def _distinct(rows: Numbers) -> Numbers:
+    """The first of each of the equal rows, in their order."""
     _, first = np.unique(rows, axis=0, return_index=True)
-    return rows[np.sort(first)]
+    return np.sort(first)

@@ -15,16 +15,18 @@ import pyarrow as pa
 from docarray import BaseDoc, DocList, DocVec
 from docarray.typing import NdArray
 
-from ftray.data.cleaning import guessed_kind, stripped
+from ftray.data.cleaning import guessed_kind, scores_as_numbers, stripped
 from ftray.data.columns import Kind, Layout, resolve
 from ftray.data.loading import Loaded, load_rows
 from ftray.errors import DataError
+from ftray.words import counted
 
 if TYPE_CHECKING:
     from ftray.data.readers import Records
 
 __all__ = [
     "LabelledText",
+    "ScoredPair",
     "TextItem",
     "TextPair",
     "doclist_to_table",
@@ -48,6 +50,14 @@ class TextPair(BaseDoc):  # type: ignore[misc]
     document: str
 
 
+class ScoredPair(BaseDoc):  # type: ignore[misc]
+    """Two texts and how alike they are."""
+
+    query: str
+    document: str
+    score: float
+
+
 class TextItem(BaseDoc):  # type: ignore[misc]
     """A text, and its embedding once it was encoded."""
 
@@ -66,18 +76,20 @@ def doclist_to_table(docs: Any) -> tuple[Kind, pa.Table]:
         docs: a DocList or DocVec, of our classes, `docarray.documents.TextDoc` or a user's own.
 
     Returns:
-        The kind of records, and string columns: item and label, query and document, or item; with
-        id where there is one.
+        The kind of records, and string columns: item and label, query and document (and score, of
+        float64), or item; with id where there is one.
 
     Raises:
         DataError: fields that tell no role, or a value that is not a text.
     """
-    source = f"a DocList of {len(docs)} documents"
+    source = f"a DocList of {counted(len(docs), 'document')}"
     loaded = load_documents(docs, partial(resolve, source=source), source=source)
     table = stripped(loaded.table)
     kind = loaded.layout.kind
     if kind is None:
         kind, table, _ = guessed_kind(table, loaded.layout)
+    elif kind == "scored":
+        table = scores_as_numbers(table, loaded.layout, lambda row: f"{source}, index {row}")
     return kind, table
 
 
@@ -105,8 +117,14 @@ def _rows(docs: Any, fields: Sequence[str]) -> Iterator[tuple[int, dict[str, Any
 
 
 def records_to_doclist(records: Records) -> Any:
-    """Records as a DocList of `LabelledText`, `TextPair` or `TextItem`, with their ids if any."""
-    cls = {"labelled": LabelledText, "pairs": TextPair, "items": TextItem}[records.kind]
+    """Records as a DocList of our classes above, with their ids if any."""
+    classes: dict[Kind, type[BaseDoc]] = {
+        "labelled": LabelledText,
+        "pairs": TextPair,
+        "scored": ScoredPair,
+        "items": TextItem,
+    }
+    cls = classes[records.kind]
     rows = records.table.rename_columns(
         ["text" if name == "item" else name for name in records.table.column_names]
     )

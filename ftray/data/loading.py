@@ -1,6 +1,7 @@
 """Rows, JSON, Parquet and Arrow tables to one Arrow table whose columns have our names.
 
-Cells come out as strings or nulls, unchecked and unstripped; `readers.read_records` cleans them.
+Cells come out as strings or nulls, scores too, unchecked and unstripped; `readers.read_records`
+cleans them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,7 +106,7 @@ def load_rows(
     unit: Unit,
     size: int | None = None,
 ) -> Loaded:
-    """Python rows, each with its position: dicts, texts, or tuples of two texts.
+    """Python rows, each with its position: dicts, texts, or tuples of two texts and maybe a score.
 
     The first row decides the shape and, of dicts, the names; all others must have the same.
     """
@@ -114,9 +116,10 @@ def load_rows(
         raise DataError(f"{source} has no rows.")
     layout, keys = _row_layout(head[0], choose, f"{source}, {unit} {head[0][0]}")
     builder = TableBuilder(tuple(layout.columns))
+    width = len(head[0][1])
     for position, row in islice(chain(head, stream), size):
         place = f"{source}, {unit} {position}"
-        builder.add(_row_cells(row, keys, layout, place), position)
+        builder.add(_row_cells(row, keys, layout, place, width=width), position)
     table, positions = builder.finish()
     return Loaded(layout=layout, table=table, unit=unit, positions=positions)
 
@@ -131,19 +134,30 @@ def _row_layout(
     if isinstance(row, Mapping):
         layout = choose([str(name) for name in row])
         return layout, tuple(layout.columns.values())
-    if isinstance(row, tuple | list) and len(row) == 2:
-        layout = choose(["column 1", "column 2"])
-        return layout, tuple(int(name[-1]) - 1 for name in layout.columns.values())
+    names = ["column 1", "column 2", "score"]
+    if isinstance(row, tuple | list) and (len(row) == 2 or _is_scored(row)):
+        layout = choose(names[: len(row)])
+        return layout, tuple(names.index(name) for name in layout.columns.values())
     what = f"{type(row).__name__} of {len(row)}" if isinstance(row, tuple | list) else repr(row)
     raise DataError(
         f"{place}: {what[:80]} is not a record. Valid: a dict with named texts, a tuple of two "
-        "texts, or a text."
+        "texts, or of two and a number, or a text."
     )
 
 
+def _is_scored(row: Sequence[Any]) -> bool:
+    return len(row) == 3 and isinstance(row[2], Real) and not isinstance(row[2], bool)
+
+
 def _row_cells(
-    row: Any, keys: Sequence[str] | Sequence[int] | None, layout: Layout, place: str
+    row: Any,
+    keys: Sequence[str] | Sequence[int] | None,
+    layout: Layout,
+    place: str,
+    *,
+    width: int,
 ) -> Iterator[str | None]:
+    """One row's cells; `width` is the length of the first row, which tuples must have."""
     if keys is None:
         alike = isinstance(row, str)
     else:
@@ -155,8 +169,8 @@ def _row_cells(
     if keys is None:
         return iter((row,))
     if not isinstance(row, Mapping):
-        if len(row) != 2:
-            raise DataError(f"{place}: a tuple of {len(row)}, but the first record has 2.")
+        if len(row) != width:
+            raise DataError(f"{place}: a tuple of {len(row)}, but the first record has {width}.")
     elif missing := [key for key in keys if key not in row]:
         raise DataError(
             f"{place}: there is no '{missing[0]}', but the first record has "
@@ -187,10 +201,10 @@ def load_table(table: pa.Table, choose: Choose, *, source: str) -> Loaded:
     columns: dict[str, pa.ChunkedArray] = {}
     for role, name in layout.columns.items():
         column = table.column(name)
-        if not _is_textual(column.type):
+        if not (_is_textual(column.type) or (role == "score" and pa.types.is_decimal(column.type))):
+            needed = "numbers" if role == "score" else "texts or whole numbers"
             raise DataError(
-                f"{source}: column '{name}' holds {column.type}, and {role} must be texts "
-                "or whole numbers."
+                f"{source}: column '{name}' holds {column.type}, and {role} must be {needed}."
             )
         columns[role] = column.cast(pa.string())
     if table.num_rows == 0:
@@ -242,7 +256,7 @@ def load_json(
                 )
             lines = _json_lines(file, source)
             return load_rows(lines, choose, source=source, unit="line", size=size)
-    except UnicodeDecodeError:
+    except UnicodeError:
         hint = "Name the file's own encoding with csv_options.encoding."
         raise undecodable(path, encoding, source, hint) from None
 
@@ -267,7 +281,8 @@ def known_encoding(name: str) -> str:
     """Python's name of an encoding; UTF-8 is read with or without a byte order mark."""
     try:
         known = codecs.lookup(name).name
-    except LookupError:
+        "".encode(known)  # not all are of texts: hex is not
+    except (LookupError, ValueError):
         raise DataError(
             f"csv_options.encoding: there is no encoding '{name}'."
             + nearest(name, ("utf-8", "utf-16", "cp1252", "latin-1", "shift_jis", "gb18030"))
@@ -289,6 +304,9 @@ def undecodable(path: Path, encoding: str, source: str, hint: str) -> DataError:
                 good = error.object[: error.start].decode(encoding, errors="ignore")
                 line += good.count("\n")
                 shown = f" (byte 0x{error.object[error.start]:02x})"
+                break
+            except UnicodeError as error:  # of the whole: UTF-16 without its byte order mark
+                shown = f" ({error})"
                 break
             if not block:
                 break

@@ -99,15 +99,16 @@ class RandomPlan(_EpochwisePlan):
 
 
 class ClassBalancedPlan(_EpochwisePlan):
-    """Each step holds P classes with K rows each (P·K = batch size).
+    """Each step holds P classes with K rows each.
 
-    With fewer than P classes, P is their number and K grows to `batch_size // P`. Each class is
-    cut into chunks of K rows; a last short chunk is topped up with other rows of its class. The
-    chunks are dealt over `ceil(chunks / P)` steps so that no step holds a class twice, and steps
-    with fewer than P classes are filled with chunks of other classes: rows of small classes come
-    more than once in an epoch. A class with more chunks than there are steps shows only that many
-    per epoch and goes on from there in the next one (`left_out` counts its other rows). A class
-    with fewer than K rows gives all it has.
+    P is `batch_size // items_per_class`, but at least 2 and at most the number of classes; K is
+    `batch_size // P`, so that P·K is the batch size, or as near below it as whole rows allow. Each
+    class is cut into chunks of K rows; a last short chunk is topped up with other rows of its
+    class. The chunks are dealt over `ceil(chunks / P)` steps so that no step holds a class twice,
+    and steps with fewer than P classes are filled with chunks of other classes: rows of small
+    classes come more than once in an epoch. A class with more chunks than there are steps shows
+    only that many per epoch and goes on from there in the next one (`left_out` counts its other
+    rows). A class with fewer than K rows gives all it has, and is the only one to give fewer.
     """
 
     def __init__(
@@ -150,9 +151,8 @@ class ClassBalancedPlan(_EpochwisePlan):
         members, k = self._members[c], self.items_per_class
         most = self.steps_per_epoch * k
         if len(members) > most:
-            window = self._endless(c, epoch * most, most)
-            hidden = len(members) - len(np.unique(window))
-            return [_distinct(window[i : i + k]) for i in range(0, most, k)], hidden
+            window = self._window(c, epoch, most)
+            return [window[i : i + k] for i in range(0, most, k)], len(members) - most
         order = members[np.random.default_rng((self.seed, epoch, c)).permutation(len(members))]
         chunks = [order[i : i + k] for i in range(0, len(order), k)]
         missing = k - len(chunks[-1])
@@ -165,16 +165,24 @@ class ClassBalancedPlan(_EpochwisePlan):
         rng = np.random.default_rng((self.seed, epoch, c, number))
         return members[rng.permutation(len(members))[: self.items_per_class]]
 
-    def _endless(self, c: int, start: int, count: int) -> Rows:
-        """`count` rows from position `start` of an endless run of shuffled passes over class c."""
+    def _window(self, c: int, epoch: int, count: int) -> Rows:
+        """`count` different rows of class c, of shuffled passes over it that follow one another.
+
+        An epoch takes up where the one before ended, and may end one pass and begin the next: of
+        the next it then takes rows that it has not shown.
+        """
+        n = len(self._members[c])
+        number, offset = divmod(epoch * count, n)
+        rows = self._pass(c, number)[offset : offset + count]
+        if len(rows) < count:
+            following = self._pass(c, number + 1)
+            following = following[~np.isin(following, rows)]
+            rows = np.concatenate([rows, following[: count - len(rows)]])
+        return rows
+
+    def _pass(self, c: int, number: int) -> Rows:
         members = self._members[c]
-        n = len(members)
-        passes = [
-            members[np.random.default_rng((self.seed, c, p)).permutation(n)]
-            for p in range(start // n, (start + count - 1) // n + 1)
-        ]
-        offset = start - (start // n) * n
-        return np.concatenate(passes)[offset : offset + count]
+        return members[np.random.default_rng((self.seed, c, number)).permutation(len(members))]
 
 
 class PairsPlan(_EpochwisePlan):
@@ -182,10 +190,11 @@ class PairsPlan(_EpochwisePlan):
 
     A row conflicts with another when they have a text in common (as query or as document). Rows
     with conflicts are placed first, each in the next step with room that holds neither of its
-    texts; the others are spread evenly over the room that is left. A text with more rows than
-    there are steps cannot be placed whole: its surplus is left out of this epoch and comes first in
-    a later one (`left_out` counts it). The losses mask what shares a text all the same, so
-    correctness never hangs on this.
+    texts; the others are spread evenly over the room that is left. A row for which there is no such
+    step is left out of this epoch (`left_out` counts it): the surplus of a text with more rows than
+    there are steps, which comes first in a later epoch, and, where most texts have nearly as many
+    rows as there are steps, now and then another one. No step is empty. The losses mask what shares
+    a text all the same, so correctness never hangs on this.
     """
 
     def __init__(self, pairs: npt.NDArray[np.int64], batch_size: int, seed: int) -> None:
@@ -257,11 +266,6 @@ def _spread(free: Rows, room: Rows, held: Rows) -> list[Rows]:
     return np.split(free, np.searchsorted(taken, np.arange(1, len(room))))
 
 
-def _distinct(rows: Rows) -> Rows:
-    _, first = np.unique(rows, return_index=True)
-    return rows[np.sort(first)]
-
-
 def make_plan(
     sampler: Sampler,
     *,
@@ -271,6 +275,7 @@ def make_plan(
     items_per_class: int,
     seed: int,
     what: str = "training",
+    negatives: bool = True,
 ) -> Plan:
     """The plan of one data set.
 
@@ -282,6 +287,8 @@ def make_plan(
         items_per_class: K of a class-balanced step.
         seed: makes the plan.
         what: "training" or "validation", for messages.
+        negatives: whether rows of other groups are each other's negatives, which scored pairs have
+            none of.
 
     Raises:
         DataError: for fewer than two groups: there would be no negatives; for a class-balanced
@@ -289,7 +296,7 @@ def make_plan(
         ConfigError: for a batch larger than the data, or a class batch that holds no two classes.
     """
     n_groups = len(np.unique(groups))
-    if n_groups < 2:
+    if negatives and n_groups < 2:
         form = "class" if rows.shape[1] == 1 else "group of pairs that share texts"
         raise DataError(
             f"The {len(rows)} {what} rows form {n_groups} {form}: at least two are needed, "
@@ -301,16 +308,17 @@ def make_plan(
             f"batch_size of at most {len(rows)}, or leave it out: the default shrinks to the data."
         )
     if sampler == "class":
+        if n_groups == len(rows):
+            raise DataError(
+                f"Each of the {n_groups} classes has one {what} row: no text is anything's "
+                "positive and there is nothing to learn. Give several texts for a class. If text "
+                "and label have changed places, or if the columns are pairs of texts, name them "
+                "with `columns`: {item: …, label: …}, or {query: …, document: …}."
+            )
         if batch_size < 2 * min(items_per_class, 2):
             raise ConfigError(
                 f"batch_size = {batch_size} cannot hold two classes of two rows each; "
                 "give at least 4, or sampler: random"
-            )
-        if n_groups == len(rows):
-            raise DataError(
-                f"Each of the {n_groups} classes has one {what} row: no text is anything's "
-                "positive and there is nothing to learn. Give several texts for a class; if the "
-                "columns are pairs of texts, name them with `columns`, as query and document."
             )
         return ClassBalancedPlan(groups, batch_size, items_per_class, seed)
     if sampler == "pairs":

@@ -1,7 +1,8 @@
 """Sources to records: a path, an Arrow table, Python lists, a DocList, a BEIR folder.
 
-`read_records` finds out what a source holds (texts with labels, pairs of texts, or texts alone),
-checks every row, and says in `Records.notes` what it detected and what a user should know.
+`read_records` finds out what a source holds (texts with labels, pairs of texts, pairs with a score,
+or texts alone), checks every row, and says in `Records.notes` what it detected and what a user
+should know.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from ftray.data.cleaning import (
     drawn_rows,
     fingerprint,
     guessed_kind,
+    score_conflicts,
+    scores_as_numbers,
     stripped,
     summary,
 )
@@ -40,6 +43,7 @@ from ftray.data.loading import (
     load_table,
 )
 from ftray.errors import DataError, nearest
+from ftray.words import counted
 
 __all__ = ["CsvOptions", "Records", "read_records"]
 
@@ -47,7 +51,7 @@ _CSV = (".csv", ".tsv", ".txt")
 _JSON = (".json", ".jsonl", ".ndjson")
 _ACCEPTED = (
     f"a path ({', '.join((*_CSV, '.parquet', *_JSON))}, or a BEIR folder), a pyarrow.Table, "
-    "a list of dicts, of (a, b) tuples or of texts, or a docarray DocList"
+    "a list of dicts, of (a, b) or (a, b, score) tuples or of texts, or a docarray DocList"
 )
 
 
@@ -56,11 +60,12 @@ class Records:
     """What a source holds, cleaned.
 
     Args:
-        kind: `labelled` (texts with labels), `pairs` (a query and a document relevant to it), or
-            `items` (texts alone).
-        table: string columns without nulls: item and label; query and document; or item. Also
-            `id` where the source has ids of its own: a column named id or _id, or DocList documents
-            that were all given an id. Of pairs, it is the query's id.
+        kind: `labelled` (texts with labels), `pairs` (a query and a document relevant to it),
+            `scored` (two texts and how alike they are), or `items` (texts alone).
+        table: string columns without nulls: item and label; query and document; or item. Scored
+            pairs have query, document, and score, a column of finite float64. Also `id` where the
+            source has ids of its own: a column named id or _id, or DocList documents that were all
+            given an id. Of pairs, it is the query's id.
         source: the path or the object, for messages.
         notes: what was detected, and what a user should know.
         fingerprint: 16 hex digits of the SHA-256 of kind and cells; equal cells from another file
@@ -97,9 +102,10 @@ def read_records(
 
     Args:
         source: a path (.csv, .tsv, .txt, .parquet, .json, .jsonl, .ndjson, or a BEIR folder), a
-            pyarrow.Table, a list of dicts, of (a, b) tuples or of texts, or a docarray DocList.
-        columns: our names (item, label, query, document, id) to the source's column names. Without
-            it, names decide (`columns.TELLING`).
+            pyarrow.Table, a list of dicts, of (a, b) or (a, b, score) tuples or of texts, or a
+            docarray DocList.
+        columns: our names (item, label, query, document, score, id) to the source's column names.
+            Without it, names decide (`columns.TELLING`).
         csv_options: how to read; what is left away is detected.
         where: the setting the source was given in, for messages.
 
@@ -110,10 +116,12 @@ def read_records(
         return source
     options = _options(csv_options)
     named = bool(columns)
+    if isinstance(source, str) and "://" in source:
+        raise DataError(f"{where}: '{source}' is an address: data is read from local files only.")
     name = _describe(source)
     choose = partial(resolve, given=columns, is_labeled=options.is_labeled, source=name)
     if isinstance(source, str | os.PathLike):
-        loaded = _load_path(Path(source), choose, options, named=named, where=where)
+        loaded = _load_path(Path(source).expanduser(), choose, options, named=named, where=where)
     else:
         loaded = _load_object(source, choose, options, name=name, where=where)
     return _records(loaded, options, name)
@@ -137,11 +145,11 @@ def _describe(source: Any) -> str:
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
     if isinstance(source, pa.Table):
-        return f"a table of {source.num_rows} rows"
+        return f"a table of {counted(source.num_rows, 'row')}"
     if _is_doclist(source):
-        return f"a DocList of {len(source)} documents"
+        return f"a DocList of {counted(len(source), 'document')}"
     if isinstance(source, list | tuple):
-        return f"a list of {len(source)} records"
+        return f"a list of {counted(len(source), 'record')}"
     return f"a {type(source).__name__}"
 
 
@@ -243,6 +251,9 @@ def _records(loaded: Loaded, options: CsvOptions, source: str) -> Records:
     positions = loaded.positions
     check_cells(table, loaded.layout, partial(_place, source, loaded.unit, positions))
     kind = loaded.layout.kind
+    if kind == "scored":
+        place = partial(_place, source, loaded.unit, positions)
+        table = scores_as_numbers(table, loaded.layout, place)
     if kind is None:
         kind, table, note = guessed_kind(table, loaded.layout)
         notes.append(note)
@@ -250,13 +261,14 @@ def _records(loaded: Loaded, options: CsvOptions, source: str) -> Records:
         rows = drawn_rows(table.num_rows, options.sampling_rate)
         notes.append(f"{len(rows):,} of {table.num_rows:,} rows drawn (sampling_rate)")
         if positions is None:
-            counted = np.arange(table.num_rows) + (loaded.unit != "index")
-            positions = pa.chunked_array([counted])
+            numbers = np.arange(table.num_rows) + (loaded.unit != "index")
+            positions = pa.chunked_array([numbers])
         table, positions = table.take(rows), positions.take(rows)
     notes += summary(table, kind)
-    if kind == "labelled":
+    find_conflicts = {"labelled": conflicts, "scored": score_conflicts}.get(kind)
+    if find_conflicts is not None:
         place = partial(_place, source, loaded.unit, positions)
-        notes += conflicts(table, place, allowed=options.label_conflicts == "keep")
+        notes += find_conflicts(table, place, allowed=options.label_conflicts == "keep")
     return Records(
         kind=kind,
         table=table,

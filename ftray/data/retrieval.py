@@ -23,7 +23,7 @@ from ftray.data.cleaning import fingerprint, quoted
 from ftray.data.readers import CsvOptions, Records, read_records
 from ftray.errors import DataError
 
-__all__ = ["RetrievalSet", "read_beir", "retrieval_set"]
+__all__ = ["RetrievalSet", "is_folder", "is_same", "read_beir", "retrieval_set"]
 
 Numbers = npt.NDArray[np.int64]
 
@@ -66,6 +66,15 @@ class RetrievalSet:
         group = self.groups[query]
         rows = slice(self.group_starts[group], self.group_starts[group + 1])
         return self.group_documents[rows], self.group_grades[rows]
+
+    def findable(self, *, exclude_self: bool) -> int:
+        """How many queries have a relevant document; with `exclude_self`, besides their own."""
+        counts = np.diff(self.group_starts)[self.groups]
+        if exclude_self:
+            some = counts > 0
+            first = self.group_documents[self.group_starts[self.groups[some]]]
+            counts[some] -= (counts[some] == 1) & (first == self.own_document[some])
+        return int((counts > 0).sum())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +128,8 @@ def retrieval_set(
         DataError: queries with neither labels nor pairs, an index that does not go with them,
             a relevant document that the index lacks, or nothing relevant at all.
     """
-    alone = index_data is None or _same(query_data, index_data)
-    if _is_folder(query_data):
+    alone = index_data is None or is_same(query_data, index_data)
+    if is_folder(query_data):
         if columns or not alone:
             what = "columns" if columns else "index_data"
             raise DataError(f"{what}: the BEIR folder '{query_data}' brings its own.")
@@ -175,11 +184,13 @@ def read_beir(folder: str | os.PathLike[str]) -> RetrievalSet:
     return _assembled(sides[0], sides[1], relevance, _own_by_id(*sides), read.notes)
 
 
-def _is_folder(data: Any) -> bool:
+def is_folder(data: Any) -> bool:
+    """Whether data is given as a folder."""
     return isinstance(data, str | os.PathLike) and Path(data).is_dir()
 
 
-def _same(query_data: Any, index_data: Any) -> bool:
+def is_same(query_data: Any, index_data: Any) -> bool:
+    """Whether both are one object, or paths of one file."""
     paths = [data for data in (query_data, index_data) if isinstance(data, str | os.PathLike)]
     if len(paths) == 2:
         return Path(paths[0]).resolve() == Path(paths[1]).resolve()
@@ -187,7 +198,9 @@ def _same(query_data: Any, index_data: Any) -> bool:
 
 
 def _read_index(data: Any, columns: Mapping[str, str] | None, csv_options: Any) -> Records:
-    if _is_folder(data):
+    if is_folder(data):
+        if not (Path(data) / "corpus.jsonl").is_file():
+            raise DataError(f"index_data: '{data}' is a folder without a BEIR corpus.jsonl.")
         ids, texts = read_corpus(data)
         table = pa.table({"item": texts, "id": ids})
         return Records(
@@ -266,7 +279,7 @@ def _pairs(records: Records, index: Records | None) -> RetrievalSet:
         targets = documents.rows
         own = np.full(len(queries.texts), -1)
     else:
-        documents = _side(index, "document" if index.kind == "pairs" else "item")
+        documents = _side(index, "item" if "item" in index.table.column_names else "document")
         targets = _targets(records, index, documents)
         own = _own_by_id(queries, documents)
     groups, members = _shared(_lists(queries.rows, targets, len(queries.texts)))

@@ -1,62 +1,45 @@
-"""What is made of the vectors of an evaluation: index, search, metrics, examples.
-
-With Ray the scorer is an actor (`ftray.cluster.actors`), without Ray it lives in this process: the
-same class, given the same batches, so the same numbers.
-"""
+"""Retrieval: index, search, metrics, examples. And which scorer an evaluation has."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ftray.evaluation.base import Scorer, Scores
 from ftray.evaluation.metrics import judge, mean_metrics, per_query
 from ftray.evaluation.search import ExactIndex
-from ftray.evaluation.spec import EvaluationSpec
+from ftray.evaluation.similarity import SimilarityScorer
+from ftray.evaluation.spec import EvaluationSpec, RetrievalSpec, SimilaritySpec
 
-__all__ = ["Scorer", "Scores"]
+__all__ = ["RetrievalScorer", "make_scorer"]
 
 Floats = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """What a scorer returns: means over all queries, and one row per query."""
+def make_scorer(spec: EvaluationSpec) -> Scorer:
+    """The scorer that an evaluation needs."""
+    if isinstance(spec, SimilaritySpec):
+        return SimilarityScorer(spec)
+    if isinstance(spec, RetrievalSpec):
+        return RetrievalScorer(spec)
+    raise TypeError(f"there is no scorer for a {type(spec).__name__}")
 
-    metrics: dict[str, float]
-    per_query: pa.Table
-    examples: dict[str, list[dict[str, Any]]] | None
-    queries_without_relevant: int
 
+class RetrievalScorer(Scorer):
+    """Ranks the documents for each query, and judges the rankings."""
 
-class Scorer:
-    """Takes encoded batches, then ranks and judges."""
-
-    def __init__(self, spec: EvaluationSpec) -> None:
+    def __init__(self, spec: RetrievalSpec) -> None:
+        super().__init__(spec)
         self._spec = spec
-        self._parts: dict[str, dict[int, Floats]] = {"query": {}, "index": {}}
-
-    def add(self, side: str, batch: int, vectors: Floats) -> None:
-        """Keep the vectors of one batch; a batch sent again replaces the former one."""
-        self._parts[side][batch] = vectors
-
-    def flush(self) -> None:
-        """Nothing is on its way: what was added is here."""
-        return None
 
     def score(self) -> Scores:
-        """Index, search and judge all batches; forgets the vectors.
-
-        Raises:
-            RuntimeError: if a batch is missing (an encoder died between adding and scoring).
-        """
+        """Index, search and judge all batches; see `Scorer.score`."""
         spec, data = self._spec, self._spec.data
         documents = self._assemble("index")
         queries = documents if spec.one_set else self._assemble("query")
-        self._parts = {"query": {}, "index": {}}
         index = ExactIndex(documents.shape[1], spec.distance)
         index.add(data.document_ids, documents)
         own = data.own_document if spec.exclude_self else None
@@ -79,16 +62,6 @@ class Scorer:
             examples=self._examples(ranked, found) if spec.examples else None,
             queries_without_relevant=int((judged.relevant == 0).sum()),
         )
-
-    def _assemble(self, side: str) -> Floats:
-        batches, parts = self._spec.batches[side], self._parts[side]
-        missing = [i for i in range(len(batches)) if i not in parts]
-        if missing:
-            raise RuntimeError(f"{len(missing)} of {len(batches)} {side} batches did not arrive")
-        vectors = np.empty((sum(map(len, batches)), parts[0].shape[1]), np.float32)
-        for number, batch in enumerate(batches):
-            vectors[batch] = parts[number]
-        return vectors
 
     def _examples(self, ranked: Any, found: Floats) -> dict[str, list[dict[str, Any]]]:
         data = self._spec.data

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LossInputs", "Shard", "StepLoss"]
+__all__ = ["LossInputs", "Needs", "Shard", "StepLoss"]
+
+Needs = Literal["labels", "pairs", "scores"]
+"""What data a loss fits: labels (pairs will do: their groups are labels), pairs, scored pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +24,14 @@ class LossInputs:
         label_items: which embedding each of them is, `(M,)`.
         columns: which embeddings each row consists of, `(B, C)`; for pairs C = 2.
         text_ids: equal numbers are equal texts, `(B, C)`.
+        scores: the score of each row, `(B,)` float64; `(0,)` where there are none.
     """
 
     labels: Tensor
     label_items: Tensor
     columns: Tensor
     text_ids: Tensor
+    scores: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +50,7 @@ class StepLoss(nn.Module, ABC):
     """Base of the losses that the training step takes.
 
     Attributes:
-        needs: what data it fits: "labels" (pairs will do: their groups are labels) or "pairs".
+        needs: what data it fits.
         sharded: False: `forward` gives the whole loss, the same on every rank. True: it gives the
             rank's part, and the sum over ranks is the loss; so are the gradients of the loss's own
             parameters.
@@ -53,12 +58,22 @@ class StepLoss(nn.Module, ABC):
     """
 
     max_items: int | None = None
-    needs: ClassVar[Literal["labels", "pairs"]]
+    needs: ClassVar[Needs]
     sharded: ClassVar[bool]
 
     @abstractmethod
     def forward(self, embeddings: Tensor, inputs: LossInputs, shard: Shard) -> Tensor:
         """The loss, a scalar, differentiable in `embeddings` `(U, D)` and the loss's parameters."""
+
+    def check_scores(self, low: float, high: float, source: str) -> None:
+        """Refuse scores that the loss cannot learn from, before anything starts.
+
+        Args:
+            low: the lowest score of the data.
+            high: the highest.
+            source: the data, for messages.
+        """
+        return None
 
     def after_step(self) -> None:
         """Called after each optimizer step, to keep parameters in their range."""

@@ -57,12 +57,12 @@ class MemoryLoss(StepLoss):
                 )
         from pytorch_metric_learning.losses import CrossBatchMemory
 
-        name, size = options.get("loss"), options.get("memory_size", 1024)
+        name, size = str(options.get("loss")), options.get("memory_size", 1024)
         if name not in CrossBatchMemory.supported_losses():
             known = CrossBatchMemory.supported_losses()
             raise ConfigError(
-                f"loss_options.loss = {name!r}: CrossBatchMemory needs the name of a loss that "
-                f"takes references.{nearest(str(name), known)}"
+                f"loss_options.loss = {name}: CrossBatchMemory needs the name of a loss that "
+                f"takes references.{nearest(name, known)}"
             )
         if not isinstance(size, int) or size < 1:
             raise ConfigError(f"loss_options.memory_size = {size!r}: a positive whole number")

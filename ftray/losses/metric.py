@@ -191,6 +191,10 @@ def _made(
                 f"{kind}_options.{option}: {cls.__name__} has no such option."
                 f"{nearest(option, known)}"
             )
+        if option in filled_in:
+            raise ConfigError(
+                f"{kind}_options.{option}: ftray has it from data and model; leave it away"
+            )
     given = {name: value for name, value in filled_in.items() if name in known} | dict(options)
     for part in ("distance", "reducer"):
         if isinstance(given.get(part), str):

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from ftray.errors import ConfigError, nearest
-from ftray.losses.base import StepLoss
+from ftray.losses.base import Needs, StepLoss
 from ftray.losses.contrastive import CLIPLoss, InfoNCE, MultipleNegativesRankingLoss
 from ftray.losses.memory import MemoryLoss
 from ftray.losses.metric import METRIC_LOSSES, REFUSED_LOSSES, MetricLoss, build_miner
+from ftray.losses.regression import CosineSimilarityLoss
 
 __all__ = ["LOSS_NAMES", "build_loss", "check_loss", "loss_needs"]
 
 OWN_LOSSES: dict[str, type[StepLoss]] = {
     "CLIPLoss": CLIPLoss,
+    "CosineSimilarityLoss": CosineSimilarityLoss,
     "InfoNCE": InfoNCE,
     "MultipleNegativesRankingLoss": MultipleNegativesRankingLoss,
 }
@@ -35,7 +37,7 @@ def check_loss(name: str) -> None:
         raise ConfigError(f"There is no loss '{name}'.{nearest(name, LOSS_NAMES)}")
 
 
-def loss_needs(name: str) -> Literal["labels", "pairs"]:
+def loss_needs(name: str) -> Needs:
     """What data a loss fits; losses on labels take pairs too (their groups are the labels)."""
     return OWN_LOSSES[name].needs if name in OWN_LOSSES else MetricLoss.needs
 

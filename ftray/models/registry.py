@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from ftray.errors import ModelError, nearest
+from ftray.errors import ModelError, StorageError, nearest
 from ftray.models.quiet import quiet
 from ftray.models.text import TextEncoder
+from ftray.record.storage import Storage
 
 __all__ = ["MODELS", "RegisteredModel", "load_encoder", "locate_model"]
+
+MODEL_FILES = ("modules.json", "config.json")
 
 
 class RegisteredModel:
@@ -41,7 +46,7 @@ MODELS = {
 
 
 def locate_model(name: str) -> str:
-    """The local folder of a model, or its hub id where it is not a local one.
+    """The local folder of a model, or its hub id or URI where it is not a local one.
 
     A registry name is found in the package that carries it; a folder (also a run's `artifact`
     folder) is taken as it is. Nothing is downloaded here.
@@ -52,13 +57,13 @@ def locate_model(name: str) -> str:
     """
     if name in MODELS:
         return _bundled(name)
+    if "://" in name:
+        _check_uri(name)
+        return name
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "modules.json").exists() and not (path / "config.json").exists():
-            raise ModelError(
-                f"The folder '{name}' holds no model: neither modules.json (sentence-transformers) "
-                "nor config.json (transformers) is in it."
-            )
+        if not any((path / file).exists() for file in MODEL_FILES):
+            raise _no_model(name)
         return str(path.resolve())
     if name.startswith((".", "/", "~")):
         raise ModelError(f"There is no model folder '{name}'.")
@@ -68,6 +73,24 @@ def locate_model(name: str) -> str:
             f"Hugging Face id has the form owner/name.{nearest(name, MODELS)}"
         )
     return name
+
+
+def _check_uri(uri: str) -> None:
+    try:
+        there = any(Storage(uri).exists(file) for file in MODEL_FILES)
+    except (StorageError, OSError) as error:
+        raise ModelError(f"The model '{uri}' cannot be reached: {error}") from None
+    if not there:
+        raise _no_model(uri)
+
+
+def _no_model(folder: str) -> ModelError:
+    artifact = f"{folder.rstrip('/')}/artifact"
+    hint = f" It is a run's; its model is '{artifact}'." if Path(artifact).is_dir() else ""
+    return ModelError(
+        f"The folder '{folder}' holds no model: neither modules.json (sentence-transformers) "
+        f"nor config.json (transformers) is in it.{hint}"
+    )
 
 
 def _bundled(name: str) -> str:
@@ -90,7 +113,8 @@ def load_encoder(
     """Load an encoder, in float32, on `device`.
 
     Args:
-        name: registry name, folder, or Hugging Face id (`HF_HUB_OFFLINE` is honoured).
+        name: registry name, folder, URI of a folder, or Hugging Face id (`HF_HUB_OFFLINE` is
+            honoured).
         device: where to put it.
         max_length: longest text in tokens; None keeps the model's own limit.
 
@@ -98,21 +122,34 @@ def load_encoder(
         ModelError: if it cannot be found or loaded, with the reason.
     """
     place = locate_model(name)
+    if "://" in place:
+        with Storage(place).local_copy("") as folder:
+            model = _load(name, str(folder), device)
+    else:
+        model = _load(name, place, device)
+    return TextEncoder(model, name, max_length)
+
+
+def _load(name: str, place: str, device: torch.device | str) -> Any:
+    """A `SentenceTransformer` in float32; weights that were frozen in a model object stay so."""
     with quiet():
         from sentence_transformers import SentenceTransformer
 
-        # what ftray wrote is safetensors: a pickle in its place is somebody else's
-        ours = os.path.exists(os.path.join(place, "ftray.json"))
         try:
+            # what ftray wrote is safetensors: a pickle in its place is somebody else's
+            ours = Path(place, "ftray.json")
+            facts = json.loads(ours.read_text(encoding="utf-8")) if ours.exists() else None
             model = SentenceTransformer(
                 place,
                 device=str(device),
                 trust_remote_code=False,
-                model_kwargs={"use_safetensors": True} if ours else None,
+                model_kwargs=None if facts is None else {"use_safetensors": True},
             )
+            for weight in (facts or {}).get("frozen", ()):
+                model.get_parameter(weight).requires_grad_(False)
         except Exception as error:
             raise ModelError(_why(name, place, error)) from error
-    return TextEncoder(model.float(), name, max_length)
+    return model.float()
 
 
 def _why(name: str, place: str, error: Exception) -> str:

@@ -24,6 +24,10 @@ __all__ = ["Features", "TextEncoder"]
 Item = tuple[str, str]
 """(role, text); the role is "query", "document" or ""."""
 
+NO_LIMIT = 1_000_000
+"""Tokenizers without a limit give a very large number."""
+SHORTEST = 8
+"""The fewest tokens that `max_length` may be; less is a slip of the pen."""
 PER_TEXT = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -60,6 +64,8 @@ class TextEncoder(nn.Module):
             self._limit(max_length)
 
     def _limit(self, max_length: int) -> None:
+        if max_length < SHORTEST:
+            raise ModelError(f"max_length = {max_length}: at least {SHORTEST} tokens")
         positions = getattr(getattr(self.model[0], "config", None), "max_position_embeddings", None)
         if positions is not None and max_length > positions:
             raise ModelError(
@@ -90,6 +96,27 @@ class TextEncoder(nn.Module):
     @property
     def _prompts_are_pooled(self) -> bool:
         return all(getattr(module, "include_prompt", True) for module in self.model)
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The most tokens of a text, prompt and special tokens among them, that are not cut.
+
+        None if there is no limit.
+        """
+        limit = self.model.max_seq_length
+        return None if limit is None or limit > NO_LIMIT else int(limit)
+
+    def token_counts(self, texts: Sequence[str], role: str) -> list[int]:
+        """How many tokens each text has, whole, with its role's prompt and special tokens."""
+        prompt = self._prompt(role)
+        found = self.model.tokenizer(
+            [prompt + text for text in texts],
+            truncation=False,
+            padding=False,
+            return_attention_mask=False,
+            verbose=False,  # it warns of texts that are too long: that is what is asked
+        )
+        return [len(ids) for ids in found["input_ids"]]
 
     def collate(self, items: Sequence[Item], layout: Layout = "bucketed") -> Features:
         """Tokenise and lay out; safe to call outside the training thread."""

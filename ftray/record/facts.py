@@ -122,6 +122,12 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], run: str) -> N
     for name in SAME_ON_RESUME:
         if name in was and was[name] != given[name]:
             raise _other(run, f"{name} = {was[name]!r}", repr(given[name]))
+    models = [side.get("model", {}).get("fingerprint") for side in (before, now)]
+    if models[0] != models[1]:
+        raise ConfigError(
+            f"The model object is not the one that the run {run} was started with: its fingerprint "
+            f"was {models[0]}, and is {models[1]} now"
+        )
     _check_same_callbacks(was.get("callbacks", []), given["callbacks"], run)
     data, given_data = before.get("data", {}), now["data"]
     for name in dict.fromkeys((*data, *given_data)):

@@ -14,12 +14,26 @@ from ftray.events import (
     FitStarted,
     Log,
 )
+from ftray.record.forecast import Forecast
+from ftray.words import counted
 
-__all__ = ["duration_words", "log_line", "metric_lines", "narrate", "time_split"]
+__all__ = ["Narrator", "duration_words", "log_line", "metric_lines", "narrate", "time_split"]
+
+
+class Narrator:
+    """Says what happens, event by event, and, once it can be known, how long it will take."""
+
+    def __init__(self) -> None:
+        self._forecast = Forecast()
+
+    def __call__(self, event: Event) -> list[Log]:
+        """The log lines that an event gives rise to, with what was heard before in mind."""
+        forecast = self._forecast(event)
+        return narrate(event) + ([_log(event, "INFO", forecast)] if forecast else [])
 
 
 def narrate(event: Event) -> list[Log]:
-    """The log lines that an event gives rise to; none for most."""
+    """The log lines that an event gives rise to by itself; none for most."""
     if isinstance(event, FitStarted):
         return [_log(event, "INFO", _started(event))]
     if isinstance(event, EpochEnded):
@@ -37,11 +51,11 @@ def _log(event: Event, level: str, message: str) -> Log:
 
 def _started(event: FitStarted) -> str:
     share = event.batch_size / event.world_size
-    each = f", {share:g} per worker" if event.world_size > 1 else ""
+    each = f" ({share:.3g} rows per worker)" if event.world_size > 1 else ""
     return (
-        f"Finetuning ... {event.epochs} epochs of {event.steps_per_epoch} steps, "
-        f"batch {event.batch_size}{each}, {event.where} "
-        f"({event.hardware['device']}, {event.hardware['threads']} threads, "
+        f"Finetuning ... {counted(event.epochs, 'epoch')} of "
+        f"{counted(event.steps_per_epoch, 'step')}, batch {event.batch_size}{each}, {event.where} "
+        f"({event.hardware['device']}, {counted(event.hardware['threads'], 'thread')}, "
         f"{event.hardware['precision']})"
     )
 
@@ -56,10 +70,14 @@ def _epoch(event: EpochEnded) -> str:
 
 def _evaluated(event: EvaluationEnded) -> str:
     when = "before fine-tuning" if event.when == "before" else f"at step {event.global_step}"
-    text = f"Evaluated {event.name} {when}: {event.queries} queries over {event.documents} "
-    text += f"documents in {event.wall_s:.1f} s"
-    if event.queries_without_relevant:
-        text += f" ({event.queries_without_relevant} queries have nothing relevant and count as 0)"
+    if event.pairs:
+        what = counted(event.pairs, "scored pair")
+    else:
+        queries = counted(event.queries, "query", "queries")
+        what = f"{queries} over {counted(event.documents, 'document')}"
+    text = f"Evaluated {event.name} {when}: {what} in {event.wall_s:.1f} s"
+    if alone := event.queries_without_relevant:
+        text += f" (queries with nothing relevant, which count as 0: {alone:,})"
     return text
 
 
@@ -82,7 +100,10 @@ def duration_words(seconds: float) -> str:
     whole = timedelta(seconds=round(seconds))
     hours, rest = divmod(whole.seconds, 3600)
     minutes, left = divmod(rest, 60)
-    return f"{whole.days} days, {hours} hours {minutes} minutes and {left} seconds"
+    return (
+        f"{counted(whole.days, 'day')}, {counted(hours, 'hour')} {counted(minutes, 'minute')} and "
+        f"{counted(left, 'second')}"
+    )
 
 
 def time_split(seconds: Mapping[str, float], whole_s: float) -> str:

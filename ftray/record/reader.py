@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from ftray.errors import StorageError
 from ftray.events import (
     EpochEnded,
     EvaluationEnded,
@@ -54,7 +55,10 @@ class RecordReader:
         """
         if not self.storage.exists("status.json"):
             return {"status": "CREATED", "details": ""}
-        status: dict[str, Any] = json.loads(self.storage.read_text("status.json"))
+        try:
+            status: dict[str, Any] = json.loads(self.storage.read_text("status.json"))
+        except ValueError as error:
+            return {"status": "FAILED", "details": f"status.json is damaged: {error}"}
         if status["status"] in ("CREATED", "STARTED") and not _alive(status):
             status.update(
                 status="FAILED",
@@ -65,11 +69,19 @@ class RecordReader:
         return status
 
     def config(self) -> dict[str, Any]:
-        """The content of `run.yaml`."""
+        """The content of `run.yaml`.
+
+        Raises:
+            StorageError: if it is damaged.
+        """
         if not self.storage.exists("run.yaml"):
             return {}
-        facts: dict[str, Any] = yaml.safe_load(self.storage.read_text("run.yaml"))
-        return facts
+        try:
+            facts = yaml.safe_load(self.storage.read_text("run.yaml"))
+        except (yaml.YAMLError, ValueError) as error:
+            said = " ".join(str(error).split())
+            raise StorageError(f"{self.storage.path('run.yaml')} is damaged: {said}") from None
+        return facts if isinstance(facts, dict) else {}
 
     def logs(self) -> str:
         """The log as text."""
@@ -124,7 +136,8 @@ class RecordReader:
         """The newest evaluation of each name, of the very weights that the artifact holds.
 
         An evaluation that never saw these weights (the run was stopped in mid-epoch, say) is
-        missing. While the run goes on there is no artifact, and the newest ones are given.
+        missing; those before training are of the artifact's weights if nothing was trained. While
+        the run goes on there is no artifact, and the newest ones are given.
         """
         return _final(self.events())
 
@@ -187,8 +200,9 @@ def _final(events: Sequence[Event]) -> list[EvaluationEnded]:
     ended = [event.artifact_step for event in events if isinstance(event, FitEnded)]
     newest: dict[str, EvaluationEnded] = {}
     for event in events:
-        if isinstance(event, EvaluationEnded) and event.when != "before":
-            if not ended or event.global_step == ended[-1]:
+        if isinstance(event, EvaluationEnded):
+            final = event.global_step == ended[-1] if ended else event.when != "before"
+            if final:
                 newest[event.name] = event
     return list(newest.values())
 
@@ -222,4 +236,13 @@ def _alive(status: dict[str, Any]) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    return not _is_zombie(int(status["pid"]))
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether a process is over and only waits for its parent to take note (known on Linux)."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[:1] == ["Z"]
+    except OSError:
+        return False

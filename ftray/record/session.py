@@ -13,7 +13,7 @@ from typing import Any
 
 from ftray.errors import FtrayError, StorageError
 from ftray.events import Event, FitEnded, Log
-from ftray.record.narrator import duration_words, metric_lines, narrate, time_split
+from ftray.record.narrator import Narrator, duration_words, metric_lines, time_split
 from ftray.record.reader import RecordReader
 from ftray.record.storage import Storage
 from ftray.record.writer import RecordWriter
@@ -105,6 +105,7 @@ class RunSession:
         self.stop = StopRequests(storage)
         self._model = model
         self._writer = RecordWriter(storage)
+        self._narrator = Narrator()
         self._listeners: list[Listener] = list(listeners)
         self._warnings: list[Log] = []
         self._started = time.monotonic()
@@ -142,7 +143,7 @@ class RunSession:
             StorageError: if the record cannot be written.
         """
         with self._lock:
-            for item in (event, *narrate(event)):
+            for item in (event, *self._narrator(event)):
                 self._writer(item)
                 self.show(item)
             while self._warnings:

@@ -18,13 +18,18 @@ from ftray.events import EvaluationEnded, Event, Log, Progress
 from ftray.record.narrator import log_line
 from ftray.record.storage import Storage
 
-__all__ = ["DONE", "PART", "RecordWriter"]
+__all__ = ["DONE", "PART", "RecordWriter", "side_of"]
 
 DONE = ("FINISHED", "FAILED", "STOPPED")
 PART = re.compile(r"^part-(\d+)\.jsonl$")
 
 FIRST_FLUSH_S = 1.0
 FLUSH_SHARE = 0.02
+
+
+def side_of(event: EvaluationEnded) -> str:
+    """Under which key `examples.json` holds the examples of an evaluation."""
+    return "before" if event.when == "before" else f"step-{event.global_step:06d}"
 
 
 class RecordWriter:
@@ -136,7 +141,6 @@ class RecordWriter:
             name = f"evaluations/{event.name}-step-{event.global_step:06d}.parquet"
             self.storage.write_bytes(name, buffer.getvalue())
         if event.examples is not None:
-            side = "before" if event.when == "before" else f"step-{event.global_step:06d}"
-            self._examples.setdefault(event.name, {})[side] = event.examples
+            self._examples.setdefault(event.name, {})[side_of(event)] = event.examples
             text = json.dumps(self._examples, ensure_ascii=False, indent=1)
             self.storage.write_text("examples.json", text)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
-__all__ = ["examples_table", "metrics_table"]
+__all__ = ["examples_table", "metrics_table", "what_metrics"]
 
 MAX_CELL = 160
+SIMILARITY = ("pearson", "spearman")
+
+
+def what_metrics(names: Iterable[str]) -> str:
+    """What kind of metrics these are: Similarity if all are of scored pairs, else Retrieval."""
+    return "Similarity" if all(name.endswith(SIMILARITY) for name in names) else "Retrieval"
 
 
 def metrics_table(before: Mapping[str, float], after: Mapping[str, float]) -> Table:
     """Each metric before and after fine-tuning, and the change."""
-    table = Table(title="Retrieval metrics before and after fine-tuning")
-    table.add_column("Retrieval Metric")
+    what = what_metrics([*before, *after])
+    table = Table(title=f"{what} metrics before and after fine-tuning")
+    table.add_column(f"{what} Metric")
     for name in ("Before", "After", "Change"):
         table.add_column(name, justify="right")
     for name in sorted(set(before) | set(after)):

@@ -47,10 +47,10 @@ class Collectives(Protocol):
 
 
 class Retrieval(Protocol):
-    """Index, search and metrics of one evaluation, wherever they run."""
+    """The scorer of one evaluation, wherever it runs: index, search and metrics."""
 
     def add(self, side: str, batch: int, vectors: Floats) -> None:
-        """Hand over the vectors of one encoded batch; `side` is "query" or "index"."""
+        """Hand over the vectors of one encoded batch; `side` is the name of a `Side`."""
         ...
 
     def flush(self) -> None:
@@ -58,7 +58,7 @@ class Retrieval(Protocol):
         ...
 
     def score(self) -> Any:
-        """Build the index, search it, and return the `Scores`; forgets the vectors."""
+        """Return the `Scores` of all batches; forgets the vectors."""
         ...
 
 

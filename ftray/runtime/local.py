@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ftray.evaluation.scorer import Scorer
+from ftray.evaluation.base import Scorer
+from ftray.evaluation.scorer import make_scorer
 from ftray.evaluation.spec import EvaluationSpec
 from ftray.events import Event
 from ftray.runtime.process_group import SingleProcess
@@ -41,7 +42,7 @@ class LocalRuntime(SingleProcess):
         stop_requested: Callable[[], str | None],
     ) -> None:
         super().__init__(device)
-        self._scorers = [Scorer(spec) for spec in evaluations]
+        self._scorers = [make_scorer(spec) for spec in evaluations]
         self._emit = emit
         self._stop_requested = stop_requested
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
 import torch
 
+from ftray.callbacks.base import EvaluationResult
+from ftray.evaluation.base import Scores
 from ftray.evaluation.encode import TextModel, encode_batch, evaluating
-from ftray.evaluation.scorer import Scores
 from ftray.evaluation.spec import EvaluationSpec
 from ftray.events import EvaluationEnded
 from ftray.models.layout import Layout
 from ftray.runtime.base import Runtime
 
-__all__ = ["Evaluated", "evaluate", "evaluation_event"]
+__all__ = ["Evaluated", "evaluate", "evaluation_event", "evaluation_result"]
 
-TASKS = {"query": "Embedding queries", "index": "Embedding index"}
+TASKS = {"query": "Embedding queries", "index": "Embedding index", "text": "Embedding texts"}
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -29,7 +31,7 @@ class Evaluated:
     """An evaluation on every rank.
 
     Attributes:
-        metrics: means over all queries, on every rank.
+        metrics: means over all queries, or correlations over all pairs, on every rank.
         scores: all of it, on rank 0 only.
         texts_per_rank: how many texts each rank encoded.
         wall_s: the time it took, in seconds.
@@ -92,18 +94,30 @@ def evaluation_event(
     spec: EvaluationSpec, done: Evaluated, scores: Scores, **place: Any
 ) -> EvaluationEnded:
     """What the record keeps of an evaluation; `place` is when, epoch and global_step."""
+    place.update(spec.counts)
     return EvaluationEnded(
         name=spec.name,
         caption=spec.caption,
         metrics=done.metrics,
         keys={name: spec.key(name) for name in done.metrics},
-        queries=len(spec.data.query_texts),
-        documents=len(spec.data.document_texts),
         queries_without_relevant=scores.queries_without_relevant,
         rows_encoded=done.texts_per_rank,
         examples=scores.examples,
         wall_s=done.wall_s,
         per_query=scores.per_query,
+        **place,
+    )
+
+
+def evaluation_result(
+    spec: EvaluationSpec, number: int, done: Evaluated, **place: Any
+) -> EvaluationResult:
+    """What callbacks hear of an evaluation; `place` is when, epoch and global_step."""
+    return EvaluationResult(
+        number=number,
+        caption=spec.caption,
+        metrics=MappingProxyType(done.metrics),
+        keys=MappingProxyType({name: spec.key(name) for name in done.metrics}),
         **place,
     )
 

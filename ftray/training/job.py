@@ -23,15 +23,24 @@ from ftray.data.plan import Plan, Sampler, make_plan
 from ftray.data.readers import read_records
 from ftray.errors import ConfigError
 from ftray.evaluation.spec import EvaluationSpec
-from ftray.losses.metric import CLASSIFICATION_LOSSES
-from ftray.losses.registry import build_loss, check_loss, loss_needs
+from ftray.losses.registry import check_loss
+from ftray.models.licence import read_licence
 from ftray.models.registry import locate_model
+from ftray.training.matching import check_fit, choose_sampler
+from ftray.training.notes import (
+    data_note,
+    evaluation_note,
+    left_out_note,
+    overlap_notes,
+    step_note,
+)
 from ftray.training.optim import (
     build_optimizer,
     build_scheduler,
     check_optimizer,
     check_scheduler,
 )
+from ftray.training.trial import small_loss, try_loss
 
 __all__ = ["Job", "prepare"]
 
@@ -52,6 +61,7 @@ class Job:
         run_uri: the run directory.
         notes: what was read and decided, for the log.
         provenance: name, fingerprint and rows of each data source.
+        licence: of the base model, None where it is not known.
     """
 
     config: FitConfig
@@ -65,6 +75,7 @@ class Job:
     run_uri: str
     notes: tuple[str, ...]
     provenance: dict[str, Any]
+    licence: str | None = None
 
     def plan(self) -> Plan:
         """The steps of every epoch."""
@@ -87,6 +98,7 @@ class Job:
             items_per_class=self.config.num_items_per_class,
             seed=self.config.seed,
             what=what,
+            negatives=data.kind != "scored",
         )
 
 
@@ -100,14 +112,15 @@ def prepare(config: FitConfig, run_uri: str) -> Job:
     check_optimizer(config.optimizer, config.optimizer_options)
     check_scheduler(config.scheduler, config.scheduler_options)
     model = locate_model(config.model)
+    licence, licence_note = read_licence(model)
     callbacks = resolve_callbacks(config.callbacks)
     _check_callbacks(callbacks)
     train, val = _read(config)
-    _check_fit(config, train)
+    check_fit(config, train)
     batch_size, notes = _batch_size(config, train)
     evaluations = _evaluations(callbacks)
     _check_monitors(callbacks, config.model, has_val=val is not None)
-    _check_values(config, train)
+    _check_values(config, train, val, batch_size)
     bare = config.model_copy(
         update={"train_data": train.source, "eval_data": None, "callbacks": []}
     )
@@ -116,31 +129,34 @@ def prepare(config: FitConfig, run_uri: str) -> Job:
         model=model,
         train=train,
         val=val,
-        sampler=_sampler(config, train),
+        sampler=choose_sampler(config, train),
         batch_size=batch_size,
         evaluations=evaluations,
         callbacks=tuple(_unused(callback) for callback in callbacks),
         run_uri=run_uri,
         notes=(
-            *_data_notes("train_data", train),
-            *_val_notes(val),
+            *([licence_note] if licence_note else []),
+            data_note("train_data", train),
+            *([data_note("validation", val)] if val is not None else []),
             *notes,
-            *_eval_notes(evaluations),
+            *map(evaluation_note, evaluations),
+            *overlap_notes(train, val, evaluations),
         ),
         provenance=_provenance(train, val, evaluations),
+        licence=licence,
     )
     job.val_plan()
-    left_out = job.plan().left_out(0)
-    if not left_out:
-        return job
-    return replace(job, notes=(*job.notes, _left_out(left_out, train)))
+    step = train.step_rows(job.plan().rows(0, 0), roles_differ=False)
+    try_loss(config, step, train.n_groups)
+    return replace(job, notes=(*job.notes, *_plan_notes(job)))
 
 
-def _left_out(count: int, train: TrainSet) -> str:
-    return (
-        f"{count} of {len(train)} rows do not fit an epoch without crowding its steps: they take "
-        "turns over the epochs"
-    )
+def _plan_notes(job: Job) -> list[str]:
+    plan = job.plan()
+    notes = [step_note(job.config, job.train, plan)] if job.config.epochs else []
+    if left_out := plan.left_out(0):
+        notes.append(left_out_note(left_out, job.train))
+    return notes
 
 
 def _read(config: FitConfig) -> tuple[TrainSet, TrainSet | None]:
@@ -161,33 +177,6 @@ def _read(config: FitConfig) -> tuple[TrainSet, TrainSet | None]:
     if config.val_split:
         return train.split(config.val_split, config.seed)
     return train, None
-
-
-def _check_fit(config: FitConfig, train: TrainSet) -> None:
-    if loss_needs(config.loss) == "pairs" and train.kind == "labelled":
-        raise ConfigError(
-            f"{config.loss} learns from pairs (query,document), but train_data ({train.source}) "
-            "is labelled. Losses for labels are, among others, TripletMarginLoss, SupConLoss, "
-            "MultiSimilarityLoss and ArcFaceLoss."
-        )
-    if config.sampler == "pairs" and train.kind == "labelled":
-        raise ConfigError("sampler = 'pairs', but train_data is labelled: 'class' or 'random'")
-    if config.sampler == "class" and train.kind == "pairs":
-        raise ConfigError("sampler = 'class', but train_data holds pairs: 'pairs' or 'random'")
-    by_class = config.loss in CLASSIFICATION_LOSSES or config.loss_options.get("learn_beta")
-    if config.eval_data is not None and by_class:
-        raise ConfigError(
-            f"{config.loss} learns something for each class of train_data; the classes of "
-            "eval_data may be others. Use val_split for a validation loss with this loss."
-        )
-
-
-def _sampler(config: FitConfig, train: TrainSet) -> Sampler:
-    if config.sampler != "auto":
-        return config.sampler
-    if train.kind == "pairs":
-        return "pairs"
-    return "random" if config.loss in CLASSIFICATION_LOSSES else "class"
 
 
 def _batch_size(config: FitConfig, train: TrainSet) -> tuple[int, list[str]]:
@@ -238,25 +227,21 @@ def _check_callbacks(callbacks: list[Callback]) -> None:
         )
 
 
-def _check_values(config: FitConfig, train: TrainSet) -> None:
+def _check_values(
+    config: FitConfig, train: TrainSet, val: TrainSet | None, batch_size: int
+) -> None:
     """Build what the options describe, small: what would fail in a worker fails here."""
-    loss = build_loss(
-        config.loss, config.loss_options, embedding_dim=8, n_groups=train.n_groups, seed=0
-    )
+    loss = small_loss(config, train.n_groups)
+    for data in (train, val):
+        if data is not None and data.scores is not None:
+            loss.check_scores(float(data.scores.min()), float(data.scores.max()), data.source)
+    items = batch_size * train.rows.shape[1]
+    if loss.max_items is not None and items > loss.max_items:
+        raise ConfigError(
+            f"A step of {batch_size} rows has up to {items} texts, more than the loss can take "
+            f"({loss.max_items}): give a smaller batch_size, or a larger loss_options.memory_size"
+        )
     build_scheduler(config, build_optimizer(config, torch.nn.Linear(2, 2), loss), 10)
-
-
-def _data_notes(name: str, data: TrainSet) -> list[str]:
-    """One line for each source: how it was read, how many rows, what was noticed."""
-    return [f"{name}: {data.source}: {'; '.join(data.notes) or f'{len(data)} rows'}"]
-
-
-def _val_notes(val: TrainSet | None) -> list[str]:
-    return [] if val is None else _data_notes("validation", val)
-
-
-def _eval_notes(evaluations: tuple[EvaluationSpec, ...]) -> list[str]:
-    return [f"{spec.name}: {'; '.join(spec.data.notes)}" for spec in evaluations]
 
 
 def _provenance(
@@ -272,9 +257,5 @@ def _provenance(
             "fingerprint": val.fingerprint,
         }
     for spec in evaluations:
-        sources[spec.name] = {
-            "queries": len(spec.data.query_texts),
-            "documents": len(spec.data.document_texts),
-            "fingerprint": spec.data.fingerprint,
-        }
+        sources[spec.name] = {**spec.counts, "fingerprint": spec.data.fingerprint}
     return sources

@@ -21,6 +21,7 @@ from ftray.training.checkpoint import (
     remove_checkpoints,
     write_checkpoint,
 )
+from ftray.training.learner import Learner
 
 __all__ = ["Keeper"]
 
@@ -30,24 +31,18 @@ class Keeper:
 
     Args:
         storage: the run directory.
-        encoder: the weights in training.
-        loss: with its own parameters.
-        optimizer: with its state.
+        learner: what is trained.
         tell: takes the events of saving and removing.
     """
 
     def __init__(
         self,
         storage: Storage,
-        encoder: TextEncoder,
-        loss: StepLoss,
-        optimizer: torch.optim.Optimizer,
+        learner: Learner,
         tell: Callable[[Event], None],
     ) -> None:
         self._storage = storage
-        self._encoder = encoder
-        self._loss = loss
-        self._optimizer = optimizer
+        self._learner = learner
         self._tell = tell
 
     def newest(self) -> str | None:
@@ -55,8 +50,10 @@ class Keeper:
         return latest_checkpoint(self._storage)
 
     def restore(self, name: str) -> Position:
-        """Load weights, loss and optimizer in place; returns where to go on."""
-        return read_checkpoint(self._storage, name, self._encoder, self._loss, self._optimizer)
+        """Load weights, loss, optimizer and schedule in place; returns where to go on."""
+        position = read_checkpoint(self._storage, name, *self._trained)
+        self._learner.load_schedule(position)
+        return position
 
     def save(self, position: Position, *, is_best: bool) -> None:
         """Write a checkpoint; keep it, the one before, and the best; remove the others.
@@ -64,7 +61,8 @@ class Keeper:
         The one before stays because a cluster may not know of the new one yet.
         """
         previous = self.newest()
-        name = write_checkpoint(self._storage, position, self._encoder, self._loss, self._optimizer)
+        self._learner.save_schedule(position)
+        name = write_checkpoint(self._storage, position, *self._trained)
         self._tell(
             CheckpointSaved(
                 name=name,
@@ -79,14 +77,18 @@ class Keeper:
         for gone in remove_checkpoints(self._storage, {name, best, previous or name}):
             self._tell(CheckpointRemoved(name=gone))
 
+    @property
+    def _trained(self) -> tuple[TextEncoder, StepLoss, torch.optim.Optimizer]:
+        return self._learner.encoder, self._learner.loss, self._learner.optimizer
+
     def write_artifact(self, position: Position, facts: dict[str, Any]) -> None:
         """Write the artifact: the best checkpoint's weights where there is one, else the last."""
         best = position.best
         if best is not None:
-            load_weights(self._storage, best["name"], self._encoder)
+            load_weights(self._storage, best["name"], self._learner.encoder)
         write_artifact(
             self._storage,
-            self._encoder,
+            self._learner.encoder,
             {
                 **facts,
                 "global_step": best["global_step"] if best else position.global_step,

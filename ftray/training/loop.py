@@ -23,22 +23,19 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
-
-import torch
 
 from ftray.callbacks.base import (
     Decision,
     Evaluate,
-    EvaluationResult,
     LogMetrics,
     MarkBest,
     Say,
     State,
     Stop,
 )
-from ftray.data.dataset import StepRows
 from ftray.errors import RunFailedError
 from ftray.events import (
     EpochEnded,
@@ -50,20 +47,17 @@ from ftray.events import (
     RankStep,
     StepEnded,
 )
-from ftray.losses.registry import build_loss
-from ftray.models.layout import Layout
-from ftray.models.registry import load_encoder
+from ftray.models.licence import read_licence
 from ftray.record.storage import Storage
 from ftray.runtime.base import Runtime
 from ftray.runtime.process_group import LostWorkersError
 from ftray.training.bridge import CallbackDispatcher
 from ftray.training.checkpoint import Position
-from ftray.training.evaluate import evaluate, evaluation_event
+from ftray.training.evaluate import evaluate, evaluation_event, evaluation_result
 from ftray.training.job import Job
 from ftray.training.keeper import Keeper
-from ftray.training.optim import build_optimizer, build_scheduler
-from ftray.training.precision import Precision
-from ftray.training.step import OwnTexts, forward_backward, own_texts, validation_loss
+from ftray.training.learner import Batch, Learner
+from ftray.training.opening import tell_opening
 
 __all__ = ["Loop", "OutsideStop"]
 
@@ -84,29 +78,12 @@ class Loop:
         self.job = job
         self.config = job.config
         self.runtime = runtime
-        self.layout: Layout = "padded" if self.config.packing == "padded" else "bucketed"
         self.plan = job.plan()
         self.val_plan = job.val_plan()
-        self.encoder = load_encoder(
-            job.model, device=runtime.device, max_length=self.config.max_length
-        )
-        self.loss = build_loss(
-            self.config.loss,
-            self.config.loss_options,
-            embedding_dim=self.encoder.embedding_dim,
-            n_groups=job.train.n_groups,
-            seed=self.config.seed,
-            miner=self.config.miner,
-            miner_options=self.config.miner_options,
-        ).to(runtime.device)
-        self.precision = Precision(self.config.precision, runtime.device)
-        self.optimizer = build_optimizer(self.config, self.encoder, self.loss)
-        total = self.config.epochs * self.plan.steps_per_epoch
-        self.scheduler = build_scheduler(self.config, self.optimizer, total)
+        total_steps = self.config.epochs * self.plan.steps_per_epoch
+        self.learner = Learner(job, runtime, total_steps)
         self.callbacks = CallbackDispatcher(job.callbacks, runtime)
-        self.keeper = Keeper(
-            Storage(job.run_uri), self.encoder, self.loss, self.optimizer, self._tell
-        )
+        self.keeper = Keeper(Storage(job.run_uri), self.learner, self._tell)
         self.position = Position()
         self.stop: Stop | None = None
         self.last_loss = math.nan
@@ -138,8 +115,6 @@ class Loop:
         newest = self.runtime.broadcast(self.keeper.newest() if self.runtime.rank == 0 else None)
         if newest is not None:
             self.position = self.keeper.restore(newest)
-            self.scheduler.load_state_dict(self.position.scheduler)
-            self.precision.load_state_dict(self.position.scaler)
             if self.runtime.rank == 0:
                 self.callbacks.load_state_dict(self.position.callbacks)
             if self.position.stopped is not None:
@@ -156,9 +131,11 @@ class Loop:
                 first_epoch=self.position.epoch,
                 first_step=self.position.step,
                 global_step=self.position.global_step,
-                hardware=self._hardware(),
+                hardware=self.learner.hardware(),
             )
         )
+        if self.runtime.rank == 0 and self.position.global_step == 0:
+            tell_opening(self.job, self.learner.encoder, self._say)
         self._obey(self.callbacks.decide("on_fit_begin", self._state()), when="before")
 
     def _finish(self) -> FitEnded:
@@ -176,6 +153,7 @@ class Loop:
         if self.runtime.rank == 0:
             facts = {
                 "base_model": self.config.model,
+                "license": read_licence(self.job.model)[0],
                 "run": self.job.run_uri,
                 "metrics": best["metrics"] if best else self._own_metrics(outside),
             }
@@ -221,36 +199,22 @@ class Loop:
         self._checkpoint(best[-1] if best else None)
 
     def _step(self, step: int) -> None:
-        config, position = self.config, self.position
+        position = self.position
         start = time.perf_counter()
-        rows = self._rows(self.plan.rows(position.epoch, step))
-        own = self._own(rows)
+        batch = self.learner.batch(self.job.train, self.plan.rows(position.epoch, step))
         data_s = time.perf_counter() - start
         self.callbacks.call("on_train_batch_begin", self._state(step))
-        self.encoder.train()
-        self.loss.train()
-        result = forward_backward(
-            self.encoder,
-            self.loss,
-            rows,
-            own,
-            self.runtime,
-            seed=(config.seed, position.epoch, step),
-            autocast=self.precision.autocast,
-            scale=self.precision.scale(),
-        )
-        if not math.isfinite(result.loss):
-            raise self._diverged(f"the training loss is {result.loss}", step)
-        learning_rate = self.optimizer.param_groups[0]["lr"]
-        norm = self._optimize(step)
-        self.loss.after_step()
-        self.scheduler.step()
+        try:
+            learned = self.learner.step(batch, (self.config.seed, position.epoch, step))
+        except FloatingPointError as error:
+            raise self._diverged(str(error), step) from None
         position.global_step += 1
-        position.epoch_losses.append((result.loss, len(rows.rows)))
-        self.last_loss = result.loss
-        for rank, share in enumerate(own.shares):
+        position.epoch_losses.append((learned.loss, len(batch.rows.rows)))
+        self.last_loss = learned.loss
+        for rank, share in enumerate(batch.own.shares):
             self.texts_per_rank[rank] += len(share)
-        self._report_step(step, rows, own.shares[self.runtime.rank].tolist())
+        if self.config.log_rows:
+            self._report_rows(step, batch)
         step_s = time.perf_counter() - start - data_s
         self.seconds["data"] += data_s
         self.seconds["step"] += step_s
@@ -259,16 +223,12 @@ class Loop:
                 epoch=position.epoch,
                 step=step,
                 global_step=position.global_step,
-                loss=result.loss,
-                learning_rate=learning_rate,
-                grad_norm=norm,
-                rows=len(rows.rows),
-                items=len(rows.texts),
-                tokens=result.tokens,
-                processed_tokens=result.processed_tokens,
+                rows=len(batch.rows.rows),
+                items=len(batch.rows.texts),
                 data_s=data_s,
                 step_s=step_s,
-                scalars=self.loss.scalars(),
+                scalars=self.learner.loss.scalars(),
+                **asdict(learned),
             )
         )
         self.callbacks.call("on_train_batch_end", self._state(step))
@@ -279,13 +239,6 @@ class Loop:
         if self.runtime.rank == 0 and (reason := self.runtime.stop_requested()):
             self.callbacks.add(OutsideStop(reason))
         self._obey(self.callbacks.share(), when="step")
-
-    def _optimize(self, step: int) -> float:
-        """Clip and step; returns the norm of the gradient."""
-        try:
-            return self.precision.step(self.optimizer, self.config.max_grad_norm)
-        except FloatingPointError as error:
-            raise self._diverged(str(error), step) from None
 
     def _diverged(self, what: str, step: int) -> RunFailedError:
         position = self.position
@@ -303,24 +256,18 @@ class Loop:
             except Exception as second:
                 self._say(f"on_exception failed as well: {second}", "ERROR")
 
-    def _rows(self, numbers: Any) -> StepRows:
-        return self.job.train.step_rows(numbers, roles_differ=self.encoder.roles_differ)
-
-    def _own(self, rows: StepRows) -> OwnTexts:
-        size = self.config.micro_batch_size
-        return own_texts(self.encoder, rows, self.layout, self.runtime, size)
-
-    def _report_step(self, step: int, rows: StepRows, own: list[int]) -> None:
-        if self.config.log_rows:
-            self.runtime.emit(
-                RankStep(
-                    epoch=self.position.epoch,
-                    step=step,
-                    rank=self.runtime.rank,
-                    rows=rows.rows.tolist(),
-                    items=[rows.texts[i][1] for i in own],
-                )
+    def _report_rows(self, step: int, batch: Batch) -> None:
+        """Every rank says what it encoded."""
+        rank = self.runtime.rank
+        self.runtime.emit(
+            RankStep(
+                epoch=self.position.epoch,
+                step=step,
+                rank=rank,
+                rows=batch.rows.rows.tolist(),
+                items=[batch.rows.texts[i][1] for i in batch.own.shares[rank].tolist()],
             )
+        )
 
     # ---------------------------------------------------------------- validation, evaluation
 
@@ -329,22 +276,13 @@ class Loop:
         assert plan is not None and data is not None
         self._obey(self.callbacks.decide("on_val_begin", self._state()), when="epoch")
         losses: list[tuple[float, int]] = []
-        self.encoder.eval()
-        self.loss.eval()
         with self._timed("validation"):
             for step in range(plan.steps_per_epoch):
                 self.callbacks.call("on_val_batch_begin", self._state(step))
-                rows = data.step_rows(plan.rows(0, step), roles_differ=self.encoder.roles_differ)
-                self.last_loss = validation_loss(
-                    self.encoder,
-                    self.loss,
-                    rows,
-                    self._own(rows),
-                    self.runtime,
-                    seed=(self.config.seed, 0, step),
-                    autocast=self.precision.autocast,
-                )
-                losses.append((self.last_loss, len(rows.rows)))
+                batch = self.learner.batch(data, plan.rows(0, step))
+                seed = (self.config.seed, 0, step)
+                self.last_loss = self.learner.validation_loss(batch, seed)
+                losses.append((self.last_loss, len(batch.rows.rows)))
                 self.callbacks.call("on_val_batch_end", self._state(step))
         self.position.metrics["val_loss"] = _mean(losses)
         return self.callbacks.decide("on_val_end", self._state())
@@ -355,9 +293,9 @@ class Loop:
             done = evaluate(
                 spec,
                 number,
-                self.encoder,
+                self.learner.encoder,
                 self.runtime,
-                layout=self.layout,
+                layout=self.learner.layout,
                 on_progress=self._progress,
             )
         position.metrics.update({spec.key(name): v for name, v in done.metrics.items()})
@@ -368,13 +306,7 @@ class Loop:
         }
         if done.scores is not None:
             self.runtime.emit(evaluation_event(spec, done, done.scores, **place))
-        result = EvaluationResult(
-            number=number,
-            caption=spec.caption,
-            metrics=MappingProxyType(done.metrics),
-            keys=MappingProxyType({name: spec.key(name) for name in done.metrics}),
-            **place,
-        )
+        result = evaluation_result(spec, number, done, **place)
         self._obey(self.callbacks.decide("on_evaluation_end", self._state(), result), when=when)
 
     # ---------------------------------------------------------------- decisions, checkpoints
@@ -419,8 +351,6 @@ class Loop:
             position.mark_best(best.monitor, best.value)
         with self._timed("checkpoint"):
             if self.runtime.rank == 0:
-                position.scheduler = self.scheduler.state_dict()
-                position.scaler = self.precision.state_dict()
                 position.callbacks = self.callbacks.state_dict()
                 self.keeper.save(position, is_best=best is not None)
             self.runtime.barrier()
@@ -429,7 +359,6 @@ class Loop:
     # ---------------------------------------------------------------- small things
 
     def _state(self, step: int | None = None) -> State:
-        groups = self.optimizer.param_groups
         return State(
             epochs=self.config.epochs,
             epoch=self.position.epoch,
@@ -438,18 +367,10 @@ class Loop:
             global_step=self.position.global_step,
             loss=self.last_loss,
             metrics=MappingProxyType(dict(self.position.metrics)),
-            learning_rates=MappingProxyType({g["name"]: float(g["lr"]) for g in groups}),
+            learning_rates=MappingProxyType(self.learner.learning_rates()),
             run_path=self.job.run_uri,
             model_name=self.config.model,
         )
-
-    def _hardware(self) -> dict[str, Any]:
-        cuda = self.runtime.device.type == "cuda"
-        return {
-            "device": torch.cuda.get_device_name(self.runtime.device) if cuda else "cpu",
-            "threads": torch.get_num_threads(),
-            "precision": self.precision.name,
-        }
 
     def _tell(self, event: Event) -> None:
         if self.runtime.rank == 0:

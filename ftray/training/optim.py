@@ -116,8 +116,11 @@ def build_optimizer(config: FitConfig, encoder: nn.Module, loss: nn.Module) -> A
         options["fused"] = True
     try:
         return cls([group for group in groups if group["params"]], **options)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"optimizer_options do not fit {config.optimizer}: {error}") from None
+    except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        raise ConfigError(
+            f"optimizer_options do not fit {config.optimizer}: {error} "
+            f"(given: {config.optimizer_options})"
+        ) from None
 
 
 def build_scheduler(config: FitConfig, optimizer: torch.optim.Optimizer, total_steps: int) -> Any:
@@ -144,4 +147,6 @@ def build_scheduler(config: FitConfig, optimizer: torch.optim.Optimizer, total_s
             scheduler_specific_kwargs=options or None,
         )
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise ConfigError(f"scheduler_options do not fit {name}: {error}") from None
+        raise ConfigError(
+            f"scheduler_options do not fit {name}: {error} (given: {config.scheduler_options})"
+        ) from None

@@ -269,6 +269,7 @@ def loss_inputs(rows: StepRows, device: torch.device) -> LossInputs:
         label_items=torch.from_numpy(np.ascontiguousarray(rows.label_items)).to(device),
         columns=torch.from_numpy(rows.columns).to(device),
         text_ids=torch.from_numpy(rows.text_ids).to(device),
+        scores=torch.from_numpy(rows.scores).to(device),
     )
 
 

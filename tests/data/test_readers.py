@@ -71,8 +71,11 @@ def test_further_columns_are_ignored_and_said(tmp_path: Path) -> None:
 
 
 def test_an_ignored_score_of_pairs_is_said() -> None:
-    records = read_records([{"sentence1": "a", "sentence2": "b", "score": 0.0}])
-    assert "'score' is not read: every pair counts as relevant" in records.notes
+    row = {"sentence1": "a", "sentence2": "b", "score": 0.0}
+    records = read_records([row], columns={"query": "sentence1", "document": "sentence2"})
+    assert records.kind == "pairs"
+    note = "'score' is not read: every pair counts as relevant (score: score in `columns` reads it)"
+    assert note in records.notes
 
 
 def test_every_source_gives_the_same_records(tmp_path: Path) -> None:

@@ -184,8 +184,8 @@ def test_a_document_that_the_index_lacks_is_named_with_its_row(tmp_path: Path) -
     ("queries", "index", "message"),
     [
         (["a", "b"], None, "holds texts alone, which do not say what is relevant"),
-        (labelled("a:x"), ["a"], "holds items, but a list of 1 records has labels"),
-        (labelled("a:x"), labelled("b:y"), "no label of a list of 1 records stands in"),
+        (labelled("a:x"), ["a"], "holds items, but a list of 1 record has labels"),
+        (labelled("a:x"), labelled("b:y"), "no label of a list of 1 record stands in"),
         (
             labelled("a:x:1", "b:x:1"),
             None,

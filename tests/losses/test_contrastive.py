@@ -156,3 +156,29 @@ def test_fixed_temperature_is_neither_trained_nor_logged_nor_changed() -> None:
     assert loss.scalars() == {}
     assert list(loss.parameters()) == []
     assert float(loss.log_scale.exp()) == pytest.approx(1000, rel=1e-5)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_rank_computes_its_rows_and_no_more(symmetric: bool) -> None:
+    """The matrix products of a rank cost B x B/W, forward and backward."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    loss = InfoNCE(symmetric=symmetric)
+    rows, dim = 64, 16
+
+    def flops(world_size: int, rank: int) -> int:
+        items = torch.randn(2 * rows, dim, requires_grad=True)
+        columns = torch.arange(2 * rows).reshape(rows, 2)
+        inputs = LossInputs(
+            labels=torch.zeros(0, dtype=torch.long),
+            label_items=torch.zeros(0, dtype=torch.long),
+            columns=columns,
+            text_ids=columns,
+        )
+        with FlopCounterMode(display=False) as counter:
+            loss(items, inputs, Shard(rank=rank, world_size=world_size)).backward()
+        return counter.get_total_flops()
+
+    whole = flops(1, 0)
+    assert whole == (1 + symmetric) * 3 * 2 * rows * rows * dim
+    assert [flops(4, rank) * 4 for rank in range(4)] == [whole] * 4

@@ -90,7 +90,7 @@ def test_a_loss_that_needs_positives_finds_them_in_the_memory(training: bool) ->
     ("options", "message"),
     [
         ({"loss": None}, "loss_options.loss = None: CrossBatchMemory needs the name of a loss"),
-        ({"loss": "ArcFaceLoss"}, "loss_options.loss = 'ArcFaceLoss': CrossBatchMemory needs"),
+        ({"loss": "ArcFaceLoss"}, "loss_options.loss = ArcFaceLoss: CrossBatchMemory needs"),
         ({"loss": "SupConLos"}, "Did you mean 'SupConLoss'?"),
         ({"memory_size": 0}, "loss_options.memory_size = 0: a positive whole number"),
         ({"memory": 5}, "CrossBatchMemory has no such option. Did you mean 'memory_size'?"),

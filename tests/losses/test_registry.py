@@ -12,7 +12,7 @@ from torch import Tensor
 from ftray.errors import ConfigError
 from ftray.losses.base import LossInputs, Shard, StepLoss
 from ftray.losses.metric import CLASSIFICATION_LOSSES, METRIC_LOSSES, REFUSED_LOSSES
-from ftray.losses.registry import LOSS_NAMES, build_loss, loss_needs
+from ftray.losses.registry import LOSS_NAMES, MEMORY_LOSS, build_loss, loss_needs
 
 torch.set_num_threads(1)
 
@@ -120,18 +120,15 @@ def test_every_loss_of_the_library_is_offered_or_refused() -> None:
         for name, cls in vars(losses).items()
         if inspect.isclass(cls) and issubclass(cls, torch.nn.Module) and not name.startswith("Base")
     }
-    assert theirs <= METRIC_LOSSES | set(REFUSED_LOSSES)
+    assert theirs <= METRIC_LOSSES | set(REFUSED_LOSSES) | {MEMORY_LOSS}
     assert not METRIC_LOSSES & set(REFUSED_LOSSES)
 
 
 def test_offered_names_are_the_librarys_and_our_own() -> None:
-    assert set(LOSS_NAMES) == METRIC_LOSSES | {
-        "InfoNCE",
-        "MultipleNegativesRankingLoss",
-        "CLIPLoss",
-    }
-    assert {loss_needs(name) for name in METRIC_LOSSES} == {"labels"}
-    assert {loss_needs(name) for name in set(LOSS_NAMES) - METRIC_LOSSES} == {"pairs"}
+    own = {"InfoNCE", "MultipleNegativesRankingLoss", "CLIPLoss", "CosineSimilarityLoss"}
+    assert set(LOSS_NAMES) == METRIC_LOSSES | own | {MEMORY_LOSS}
+    needs = {name: loss_needs(name) for name in LOSS_NAMES if loss_needs(name) != "labels"}
+    assert needs == {name: "pairs" for name in own} | {"CosineSimilarityLoss": "scores"}
 
 
 def test_unknown_loss_gets_the_nearest_name() -> None:

@@ -25,7 +25,7 @@ from ftray.models.registry import load_encoder
 from ftray.models.text import TextEncoder
 from ftray.training.optim import build_optimizer
 from ftray.training.precision import Precision
-from ftray.training.step import forward_backward, own_texts
+from ftray.training.step import forward_backward, own_texts, validation_loss
 from tests.proofs.cases import sentences
 
 __all__ = ["ENTRIES", "MICRO_BATCH_SIZES", "Entry", "Outcome"]
@@ -144,7 +144,10 @@ ENTRIES = [
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a few steps gave on one rank; the vectors are kept on rank 0 only."""
+    """What a few steps gave on one rank; the vectors are kept on rank 0 only.
+
+    `losses` are those of the steps, and then the validation losses of the same rows.
+    """
 
     losses: list[float]
     forwards: int
@@ -219,6 +222,12 @@ def train(encoder: TextEncoder, entry: Entry, size: int | None, collectives: Any
         vectors[f"loss gradient {number}"] = gradient(loss)
         precision.step(optimizer, config.max_grad_norm)
         loss.after_step()
+    encoder.eval()
+    loss.eval()
+    for number, rows in enumerate(step_rows(entry)):
+        own = own_texts(encoder, rows, "bucketed", collectives, size)
+        seed = (SEED, 1, number)
+        losses.append(validation_loss(encoder, loss, rows, own, collectives, seed=seed))
     vectors["encoder update"] = _vector(encoder) - before["encoder"]
     vectors["loss update"] = _vector(loss) - before["loss"]
     vectors["loss state"] = np.concatenate(

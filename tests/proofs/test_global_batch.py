@@ -181,7 +181,7 @@ def test_the_plan_knows_no_workers() -> None:
         known |= set(inspect.signature(method).parameters)
     assert known == {
         *("self", "sampler", "rows", "groups", "batch_size", "items_per_class", "seed", "what"),
-        *("epoch", "step", "roles_differ"),
+        *("epoch", "step", "roles_differ", "negatives"),
     }
     source = inspect.getsource(plans)
     for word in ("torch", "ray", "environ", "world_size"):

@@ -153,6 +153,15 @@ def test_data_must_be_the_same_wherever_it_lies(name: str) -> None:
         check_same(facts(**{name: None}), facts(), "x")
 
 
+def test_a_model_object_must_have_the_same_weights() -> None:
+    def of(fingerprint: str) -> dict[str, Any]:
+        return {**facts(), "model": {"name": "tiny", "fingerprint": fingerprint}}
+
+    check_same(of("a"), of("a"), "x")
+    with pytest.raises(ConfigError, match="the run x was started with: its fingerprint was a, and"):
+        check_same(of("a"), of("b"), "x")
+
+
 def test_callbacks_must_be_the_same() -> None:
     assert (
         "callbacks = EvaluationCallback, EarlyStopping, Own, not EvaluationCallback, EarlyStopping:"

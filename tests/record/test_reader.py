@@ -69,6 +69,17 @@ def test_a_run_without_a_sign_for_three_minutes_is_gone(storage: Storage, host: 
     assert put_status(storage, host=host, seen_s=time.time() - 170)["status"] == "STARTED"
 
 
+def test_a_dead_process_that_its_parent_has_not_noticed_is_gone_too(storage: Storage) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE) as process:
+        process.stdout.read()  # its end; nobody has waited for it yet
+        put_status(storage, host=platform.node(), pid=process.pid)
+        end = time.monotonic() + 10
+        while RecordReader(storage).status()["status"] != "FAILED":
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        os.kill(process.pid, 0)  # it is still in the table of processes
+
+
 def test_a_dead_process_of_this_machine_is_gone_at_once(storage: Storage) -> None:
     pid = dead_pid()
     status = put_status(storage, host=platform.node(), pid=pid)

@@ -1,0 +1,121 @@
+"""Driving a run: one process trains, or drives the workers on Ray, and writes the record."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ftray.config import FitConfig
+from ftray.errors import ConfigError
+from ftray.events import Log
+from ftray.launch.places import MODEL, take
+from ftray.launch.start import Start, made_ready
+from ftray.record.session import RunSession
+from ftray.run import Run
+
+if TYPE_CHECKING:
+    from ftray.events import Event, FitEnded
+
+__all__ = ["drive", "fit_here"]
+
+Opened = Callable[[RunSession], None]
+
+
+def fit_here(config: FitConfig, listeners: Sequence[Callable[[Event], None]]) -> Run:
+    """Make a fit ready and drive it to its end."""
+    with made_ready(config) as start:
+        return drive(start, listeners)
+
+
+def drive(
+    start: Start, listeners: Sequence[Callable[[Event], None]], opened: Opened | None = None
+) -> Run:
+    """Take the place and train.
+
+    Args:
+        start: the fit, made ready.
+        listeners: called with every event.
+        opened: called once the run is on record.
+
+    Raises:
+        FtrayError: before the run is on record, for what could not be known earlier.
+        RunFailedError: if the run failed.
+        KeyboardInterrupt: after Ctrl-C, once the run is closed as STOPPED.
+        SystemExit: with code 143 after SIGTERM, once the run is closed as STOPPED.
+    """
+    config = start.job.config
+    session = RunSession(start.place.storage, config.model, listeners)
+    with closing(session):
+        if config.num_workers == 0:  # it takes seconds, and nothing is on record yet
+            session.show(Log(message=f"Loading the model {config.model}"))
+        train = _trainer(start, session)
+        with session.stop.on_signals(session.say):
+            take(start.place, config)
+            _keep_model(start)
+            return _run(start, session, train, opened)
+
+
+def _trainer(start: Start, session: RunSession) -> Callable[[], FitEnded]:
+    """What trains.
+
+    In this process the model is loaded here, so that no run is on record if it cannot be; on Ray
+    the workers load it.
+    """
+    job = start.job
+    if job.config.num_workers == 0:
+        import torch
+
+        from ftray.runtime.local import LocalRuntime, local_device
+        from ftray.training.loop import Loop
+
+        device = local_device(job.config.device)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("device = 'cuda', but torch sees no GPU here: 'cpu', or 'auto'")
+        if start.model_copy is not None:  # the run directory has it only once the run is taken
+            job = replace(job, model=str(start.model_copy))
+        return Loop(job, LocalRuntime(device, job.evaluations, session.emit, session.stop)).run
+    from ftray.cluster.trainer import fit_on_ray
+
+    return lambda: fit_on_ray(job, session)
+
+
+def _keep_model(start: Start) -> None:
+    """Put the copy of a model object into the run directory, unless a resumed run has it."""
+    storage = start.place.storage
+    if start.model_copy is None:
+        return
+    if not (start.place.resumed and storage.exists(f"{MODEL}/modules.json")):
+        storage.delete(MODEL)
+        storage.upload(start.model_copy, MODEL)
+    shutil.rmtree(start.model_copy, ignore_errors=True)  # it need not lie there all the while
+
+
+def _run(
+    start: Start, session: RunSession, train: Callable[[], FitEnded], opened: Opened | None
+) -> Run:
+    name = session.storage.name
+    try:
+        session.open(start.facts, resumed=start.place.resumed)
+        if opened is not None:
+            opened(session)
+        session.say(f"Run '{name}' in {session.storage.uri}")
+        for note in start.job.notes:
+            session.say(note)
+        ended = train()
+        if ended.status == "STOPPED":
+            session.say(f"To go on: the same again with run_name: {name} and resume: auto")
+        session.finish(ended)
+    except KeyboardInterrupt:
+        session.interrupted()
+        raise
+    except BaseException as error:
+        session.fail(error)
+        raise
+    if session.stop.signal is not None:  # heard too late to stop anything, it still counts
+        if session.stop.signal.name == "SIGTERM":
+            raise SystemExit(143)
+        raise KeyboardInterrupt
+    return Run(session.storage)

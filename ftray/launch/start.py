@@ -1,0 +1,112 @@
+"""A fit made ready: mistakes found, data read, nothing written yet."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftray.config import FitConfig, is_live
+from ftray.launch.places import MODEL, Place, find_place
+from ftray.record.environment import environment
+from ftray.record.facts import callback_facts, check_same, data_facts, plain
+from ftray.record.reader import RecordReader
+
+if TYPE_CHECKING:
+    from ftray.models.live import LiveModel
+    from ftray.training.job import Job
+
+__all__ = ["Start", "made_ready"]
+
+DATA_FIELDS = ("train_data", "eval_data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What it takes to start a run, in this process or in another.
+
+    Attributes:
+        place: where the run is to be.
+        job: what is trained.
+        facts: what `run.yaml` holds.
+        model_copy: folder with the weights of a model object, to be kept with the run; or None.
+    """
+
+    place: Place
+    job: Job
+    facts: dict[str, Any]
+    model_copy: Path | None
+
+
+@contextmanager
+def made_ready(config: FitConfig) -> Iterator[Start]:
+    """Find the place, copy a model object, read the data, check all that can be checked.
+
+    A copy of a model object lies in a temporary folder, which is there until the context ends.
+
+    Raises:
+        FtrayError: for whatever the user got wrong.
+    """
+    place = find_place(config)
+    with _copied_model(config) as live:
+        from ftray.training.job import prepare
+
+        if live is None:
+            job = prepare(config, place.storage.uri)
+        else:
+            named = config.model_copy(update={"model": str(live.folder)})
+            job = _of_copy(prepare(named, place.storage.uri), live, place)
+        facts = _facts(config, job, live)
+        if place.resumed:
+            check_same(RecordReader(place.storage).config(), facts, place.storage.uri)
+        copy = None if live is None else live.folder
+        yield Start(place=place, job=job, facts=facts, model_copy=copy)
+
+
+@contextmanager
+def _copied_model(config: FitConfig) -> Iterator[LiveModel | None]:
+    if not is_live(config.model):
+        yield None
+        return
+    from ftray.models.live import copy_model
+
+    with tempfile.TemporaryDirectory(prefix="ftray-", ignore_cleanup_errors=True) as folder:
+        yield copy_model(config.model, Path(folder))
+
+
+def _of_copy(job: Job, live: LiveModel, place: Place) -> Job:
+    """The job for the copy that the run directory will hold, named as the object is."""
+    note = f"model: a SentenceTransformer object, fingerprint {live.fingerprint}; kept in {MODEL}/"
+    return replace(
+        job,
+        config=job.config.model_copy(update={"model": live.name}),
+        model=place.storage.under(MODEL).uri,
+        notes=(note, *job.notes),
+    )
+
+
+def _facts(config: FitConfig, job: Job, live: LiveModel | None) -> dict[str, Any]:
+    """What `run.yaml` holds: the configuration as it was resolved, and where it ran."""
+    from ftray.callbacks.registry import CALLBACKS, resolve_callbacks
+
+    options = [n for n in FitConfig.model_fields if n not in (*DATA_FIELDS, "callbacks")]
+    given = resolve_callbacks(config.callbacks)  # the job's are copies without their data
+    found = {
+        **{name: data_facts(getattr(config, name)) for name in DATA_FIELDS},
+        **{name: plain(getattr(config, name)) for name in options},
+        "callbacks": callback_facts(job.callbacks, given, CALLBACKS),
+    }
+    values = {name: found[name][0] for name in FitConfig.model_fields}
+    model = {} if live is None else {"name": live.name, "fingerprint": live.fingerprint}
+    return {
+        "run": job.run_uri,
+        "config": {**values, "batch_size": job.batch_size, "sampler": job.sampler},
+        **({"model": model} if model else {}),
+        "reproducible": all(exact for _, exact in found.values()),
+        "license": job.licence,
+        "data": plain(job.provenance)[0],
+        "environment": environment(),
+    }

@@ -1,0 +1,129 @@
+"""What the log says of a fit before it starts: what was read, and what a step will hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ftray.config import FitConfig
+from ftray.data.dataset import TrainSet
+from ftray.data.plan import ClassBalancedPlan, PairsPlan, Plan
+from ftray.evaluation.spec import EvaluationSpec
+from ftray.losses.metric import CLASSIFICATION_LOSSES
+from ftray.losses.registry import loss_needs
+from ftray.words import counted
+
+__all__ = ["data_note", "evaluation_note", "left_out_note", "overlap_notes", "step_note"]
+
+Numbers = npt.NDArray[np.int64]
+
+
+def data_note(name: str, data: TrainSet) -> str:
+    """How a source was read, how many rows and groups it has, what was noticed."""
+    return f"{name}: {data.source}: {'; '.join(data.notes) or _size(data)}"
+
+
+def _size(data: TrainSet) -> str:
+    """Of a part that was held out: it has no notes of its own."""
+    groups = len(np.unique(data.groups))
+    if data.kind == "labelled":
+        return f"{counted(len(data), 'row')} of {counted(groups, 'class', 'classes')}"
+    return f"{counted(len(data), 'pair')} in {counted(groups, 'group')}"
+
+
+def evaluation_note(spec: EvaluationSpec) -> str:
+    """The same of an evaluation, with its queries and documents."""
+    return f"{spec.name}: {'; '.join(spec.data.notes)}"
+
+
+def left_out_note(count: int, train: TrainSet) -> str:
+    """Said of rows for which an epoch has no room."""
+    return (
+        f"{count:,} of {counted(len(train), 'row')} do not fit an epoch without crowding its "
+        "steps: they take turns over the epochs"
+    )
+
+
+def overlap_notes(
+    train: TrainSet, val: TrainSet | None, evaluations: tuple[EvaluationSpec, ...]
+) -> list[str]:
+    """What is evaluated or validated with, and stands in the training data as well.
+
+    Metrics of such texts say less about new ones. Labelled validation rows count by their text,
+    pairs by both of theirs.
+    """
+    notes = []
+    if val is not None and (known := _rows_in_common(train, val)):
+        rows = counted(len(val), "validation row")
+        notes.append(f"{known:,} of {rows} also stand in the training data")
+    used = train.texts.take(pa.array(np.unique(train.rows))).cast(pa.large_string())
+    for spec in evaluations:
+        side = spec.sides[0]  # queries, or all texts where none is a query alone
+        known = pc.sum(pc.is_in(side.texts.cast(pa.large_string()), value_set=used)).as_py() or 0
+        if known:
+            texts = counted(len(side.texts), "text" if side.name == "text" else "query text")
+            which = f"the evaluation '{spec.caption}'" if spec.caption else "the evaluation"
+            notes.append(f"{known:,} of {texts} of {which} also stand in the training data")
+    return notes
+
+
+def _rows_in_common(train: TrainSet, val: TrainSet) -> int:
+    """How many rows of `val` are rows of `train`."""
+    texts = val.texts.cast(pa.large_string())
+    found = pc.index_in(texts, value_set=train.texts.cast(pa.large_string()))
+    number = pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    rows = number[val.rows]
+    rows = rows[(rows >= 0).all(axis=1)]
+    return int(np.isin(_keys(rows, len(train.texts)), _keys(train.rows, len(train.texts))).sum())
+
+
+def _keys(rows: Numbers, count: int) -> Numbers:
+    """One number for each row of text numbers."""
+    keys: Numbers = rows[:, 0] if rows.shape[1] == 1 else rows[:, 0] * count + rows[:, 1]
+    return keys
+
+
+def step_note(config: FitConfig, train: TrainSet, plan: Plan) -> str:
+    """Of what a text of a whole step is told apart: its positives and negatives."""
+    line = f"Each step: {_step(config, train, plan)}, whatever the number of workers"
+    if config.loss == "CrossBatchMemory":
+        line += ", and those that the loss remembers of the steps before"
+    if config.miner is not None:
+        line += f"; {config.miner} picks among them"
+    return line
+
+
+def _step(config: FitConfig, train: TrainSet, plan: Plan) -> str:
+    size = plan.batch_size
+    if train.kind == "scored":
+        return f"{counted(size, 'pair')}, each compared with its score"
+    if loss_needs(config.loss) == "pairs":
+        most = "the" if isinstance(plan, PairsPlan) else "up to"
+        return (
+            f"{counted(size, 'pair')}; each query is ranked against {most} "
+            f"{counted(size - 1, 'other document')} of the global batch (negatives)"
+        )
+    if config.loss in CLASSIFICATION_LOSSES:
+        classes = counted(train.n_groups, "class", "classes")
+        return f"{counted(size, 'text')}, each placed among {classes}"
+    if train.kind == "pairs":
+        negatives = counted(2 * (size - 1), "negative")
+        return f"{counted(size, 'pair')}; a positive and up to {negatives} for each text"
+    if isinstance(plan, ClassBalancedPlan):
+        return _class_step(train, plan)
+    return (
+        f"{counted(size, 'text')} at random; those of its class are a text's positives, the others "
+        "its negatives"
+    )
+
+
+def _class_step(train: TrainSet, plan: ClassBalancedPlan) -> str:
+    classes, each = plan.classes_per_step, plan.items_per_class
+    sizes = np.bincount(train.groups)
+    most = "up to " if sizes[sizes > 0].min() < each else ""
+    return (
+        f"{classes} classes x {counted(each, 'text')}; {most}{counted(each - 1, 'positive')} and "
+        f"{most}{counted((classes - 1) * each, 'negative')} for each text"
+    )

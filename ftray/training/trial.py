@@ -1,0 +1,68 @@
+"""The options of the loss, tried on one step: what would fail in a worker fails on the driver."""
+
+from __future__ import annotations
+
+import torch
+
+from ftray.config import FitConfig
+from ftray.data.dataset import StepRows
+from ftray.errors import ConfigError, FtrayError
+from ftray.losses.base import StepLoss
+from ftray.losses.registry import build_loss
+from ftray.runtime.process_group import SingleProcess
+from ftray.training.step import loss_and_gradient
+
+__all__ = ["small_loss", "try_loss"]
+
+SMALL_DIM = 8
+"""Width of the embeddings that losses are tried with."""
+
+
+def small_loss(config: FitConfig, n_groups: int) -> StepLoss:
+    """The loss of a fit for narrow embeddings.
+
+    Raises:
+        ConfigError: for a name, an option or a value that its class refuses.
+    """
+    return build_loss(
+        config.loss,
+        config.loss_options,
+        embedding_dim=SMALL_DIM,
+        n_groups=n_groups,
+        seed=0,
+        miner=config.miner,
+        miner_options=config.miner_options,
+    )
+
+
+def try_loss(config: FitConfig, rows: StepRows, n_groups: int) -> None:
+    """Compute the loss of a step and its gradient, for random embeddings.
+
+    Most losses take any value when they are made and fail at the first step; that would be a run
+    on record that never trained. Without options of the user's there is nothing to try.
+
+    Args:
+        config: names the loss and its options.
+        rows: the step.
+        n_groups: as in `build_loss`.
+
+    Raises:
+        ConfigError: if the options cannot work.
+    """
+    given = {**config.loss_options, **config.miner_options}
+    if not given:
+        return
+    loss = small_loss(config, n_groups)
+    draw = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(len(rows.texts), SMALL_DIM, generator=draw)
+    alone = SingleProcess(torch.device("cpu"))
+    try:
+        loss_and_gradient(loss, rows, embeddings, alone, (0, 0, 0), 1.0)
+    except FtrayError:
+        raise
+    except Exception as error:  # whatever a library makes of a wrong value
+        what = " and ".join(
+            name for name in ("loss_options", "miner_options") if getattr(config, name)
+        )
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(f"{what} do not fit {config.loss}: {said} (given: {given})") from None
