@@ -57,6 +57,12 @@ class Run:
         return config
 
     @property
+    def model(self) -> str:
+        """The model's name as it was given; of a model object, the name that it was loaded by."""
+        facts = self._record.config()
+        return str(facts.get("model", {}).get("name") or facts.get("config", {}).get("model"))
+
+    @property
     def facts(self) -> dict[str, Any]:
         """All of `run.yaml`: configuration, environment, data."""
         return self._record.config()

@@ -12,7 +12,8 @@ import threading
 import time
 from collections.abc import Callable as Function
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 from safetensors.torch import load_file
@@ -21,7 +22,7 @@ import ftray
 from ftray.callbacks import Callback, EvaluationCallback
 from ftray.config import validated
 from ftray.errors import ConfigError, ModelError, RunExistsError, RunFailedError
-from ftray.launch import detach
+from ftray.launch import child, detach
 from ftray.run import DONE, Run
 
 
@@ -141,6 +142,22 @@ def test_what_is_printed_is_kept_with_the_run(script: tuple[Run, str], tiny_mode
     assert f"What libraries print is kept in {run.path}/output.txt" in run.logs()
 
 
+def test_what_is_printed_stays_in_a_temporary_file_where_the_run_is_elsewhere(
+    tmp_path: Path,
+) -> None:
+    class Elsewhere:
+        storage = SimpleNamespace(is_local=False)
+        said: ClassVar[list[str]] = []
+
+        def say(self, *message: str) -> None:
+            self.said.append(message[0])
+
+    so_far = tmp_path / "printed.txt"
+    so_far.touch()
+    child._keep_output(Elsewhere(), so_far)  # type: ignore[arg-type]
+    assert Elsewhere.said == [f"What libraries print is kept in {so_far}"] and so_far.exists()
+
+
 def test_the_record_names_what_it_cannot_hold(script: tuple[Run, str], tiny_model: Path) -> None:
     run, _ = script
     assert run.facts["reproducible"] is False
@@ -250,7 +267,7 @@ def test_an_interrupted_caller_leaves_no_child(
     monkeypatch.setattr(detach.Child, "_send", press)
     with pytest.raises(KeyboardInterrupt):
         ftray.fit(wait=False, **fields(tmp_path, model=str(tiny_model), train_data=labelled_rows))
-    assert [child.returncode for child in children] == [-signal.SIGTERM]
+    assert [process.returncode for process in children] == [-signal.SIGTERM]
     assert not (tmp_path / "runs").exists()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +79,22 @@ def test_the_object_is_not_changed_and_gives_what_its_folder_gives(
     assert all(tensor.equal(two[name]) for name, tensor in one.items())
     assert run.metrics() == by_name.metrics()
     assert "Metric: 'tiny_ndcg_at_k' before fine-tuning" in run.logs()
-    assert run.facts["reproducible"] is False
+    assert run.facts["reproducible"] is False and run.model == "tiny"
+    assert by_name.facts["reproducible"] is False and by_name.model == str(tiny_model)
     assert ftray.encode(run.artifact_id, ["card"]).shape == (1, 32)
+
+
+def test_the_licence_of_an_object_is_that_of_its_card(
+    fit: Any, tmp_path: Path, tiny_model: Path
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder = tmp_path / "carded"
+    shutil.copytree(tiny_model, folder)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# A card")
+    run = fit(model=SentenceTransformer(str(folder), device="cpu"))
+    assert run.facts["license"] == "mit" and run.logs().count("model's licence") == 1
+    assert json.loads(Path(run.artifact_id, "ftray.json").read_text())["license"] == "mit"
 
 
 def test_a_run_of_an_object_continues_with_the_same_weights_only(

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from ftray.config import load_config
 from ftray.errors import RunNotFoundError
+from ftray.report.command import command
 from ftray.run import Run, find_run
 
 __all__ = ["run"]
@@ -55,8 +56,8 @@ def _print_started(run: Run, as_json: bool) -> None:
         return
     name = shlex.quote(_shortest(run))
     print(f"Run '{run.name}' goes on in the background: {run.path}")
-    print(f"Follow it:  ftray logs -f {name}")
-    print(f"Stop it:    ftray stop {name}")
+    print(f"Follow it:  {command()} logs -f {name}")
+    print(f"Stop it:    {command()} stop {name}")
 
 
 def _shortest(run: Run) -> str:

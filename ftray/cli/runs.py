@@ -49,6 +49,6 @@ def run(storage_path: str, experiment: str | None, as_json: bool) -> None:
 def _configured(run: Run) -> dict[str, Any]:
     """A run whose run.yaml is damaged is listed like the others."""
     try:
-        return {"model": run.config.get("model"), "loss": run.config.get("loss")}
+        return {"model": run.model, "loss": run.config.get("loss")}
     except StorageError:
         return {"model": None, "loss": None}

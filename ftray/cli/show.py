@@ -50,7 +50,7 @@ def _lines(run: Run) -> list[tuple[str, Any]]:
         ("Status", run.status() + (f": {run.details}" if run.details else "")),
         ("Started", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started))),
         ("Took" if "ended_s" in times else "So far", duration_words(ended - started)),
-        ("Model", config.get("model")),
+        ("Model", _model(run)),
         *([("Licence", f"{licence} (the model's)")] if licence else []),
         ("Loss", f"{config.get('loss')} {config.get('loss_options') or ''}".strip()),
         ("Epochs", f"{config.get('epochs')}, batch {config.get('batch_size')}"),
@@ -62,6 +62,11 @@ def _lines(run: Run) -> list[tuple[str, Any]]:
         lines.append(("Artifact", run.artifact_id))
     lines.append(("Path", run.path))
     return lines
+
+
+def _model(run: Run) -> str:
+    live = run.facts.get("model")
+    return run.model if live is None else f"{run.model} (an object, {live['fingerprint']})"
 
 
 def _data(facts: dict[str, Any]) -> str:

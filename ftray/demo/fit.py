@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -21,6 +17,7 @@ from ftray.demo.corpus import CodePair, CodeSearch, build_corpus
 from ftray.errors import RunNotFoundError
 from ftray.evaluation.intervals import paired_change
 from ftray.evaluation.search import ExactIndex
+from ftray.report.command import command
 from ftray.run import Run
 
 __all__ = ["EXPERIMENT", "answer", "demo_config", "run_demo"]
@@ -85,17 +82,9 @@ def run_demo(console: Console, **overrides: Any) -> Run:
     console.print("Next:")
     storage = overrides.get("storage_path", "runs")
     place = "" if storage == "runs" else f" --storage-path {storage}"
-    console.print(f'  {_command()} demo --ask "remove a directory and everything in it"{place}')
-    console.print(f"  {_command()} show {run.path}", soft_wrap=True)
+    console.print(f'  {command()} demo --ask "remove a directory and everything in it"{place}')
+    console.print(f"  {command()} show {run.path}", soft_wrap=True)
     return run
-
-
-def _command() -> str:
-    """How the user called ftray: by name where that finds it, else by its path."""
-    called = Path(sys.argv[0])
-    if called.name != "ftray" or shutil.which("ftray") == str(called):
-        return "ftray"
-    return os.path.relpath(called)
 
 
 def _show_examples(console: Console, run: Run, corpus: CodeSearch) -> None:

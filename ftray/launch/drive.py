@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ftray.config import FitConfig
-from ftray.errors import ConfigError
+from ftray.errors import ConfigError, RunFailedError, StorageError
 from ftray.events import Log
 from ftray.launch.places import MODEL, take
 from ftray.launch.start import Start, made_ready
@@ -74,9 +74,12 @@ def _trainer(start: Start, session: RunSession) -> Callable[[], FitEnded]:
         device = local_device(job.config.device)
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError("device = 'cuda', but torch sees no GPU here: 'cpu', or 'auto'")
-        if start.model_copy is not None:  # the run directory has it only once the run is taken
-            job = replace(job, model=str(start.model_copy))
-        return Loop(job, LocalRuntime(device, job.evaluations, session.emit, session.stop)).run
+        runtime = LocalRuntime(device, job.evaluations, session.emit, session.stop)
+        if start.model_copy is None:
+            return Loop(job, runtime).run
+        loop = Loop(replace(job, model=str(start.model_copy)), runtime)
+        loop.job = job  # the run directory has the model only once the run is taken
+        return loop.run
     from ftray.cluster.trainer import fit_on_ray
 
     return lambda: fit_on_ray(job, session)
@@ -113,6 +116,8 @@ def _run(
         raise
     except BaseException as error:
         session.fail(error)
+        if isinstance(error, StorageError):  # a disk that is full is no mistake in the input
+            raise RunFailedError(str(error)) from error
         raise
     if session.stop.signal is not None:  # heard too late to stop anything, it still counts
         if session.stop.signal.name == "SIGTERM":

@@ -56,6 +56,8 @@ def copy_model(model: Any, parent: Path) -> LiveModel:
             model.save(str(folder), create_model_card=False, safe_serialization=True)
         facts = {"format": 1, "kind": "text", "fingerprint": fingerprint, "frozen": frozen}
         (folder / "ftray.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
+        if card := getattr(model, "_model_card_text", None):  # as it was loaded: its licence is in
+            (folder / "README.md").write_text(card, encoding="utf-8")
     except Exception as error:
         raise ModelError(f"The given SentenceTransformer cannot be written: {error}") from error
     return LiveModel(name=name, fingerprint=fingerprint, folder=folder)

@@ -106,7 +106,7 @@ def test_labelled_validation_rows_count_by_their_text() -> None:
 
 def test_validation_pairs_count_by_both_texts() -> None:
     train = rows("a>1", "b>2", "a>3")
-    assert overlap_notes(train, rows("a>2", "b>1", "1>a", "z>1"), ()) == []
+    assert overlap_notes(train, rows("a>2", "b>1", "1>a", "z>1", "b>z"), ()) == []
     assert overlap_notes(train, rows("a>2", "a>3", "b>2", "x>y"), ()) == [
         "2 of 4 validation rows also stand in the training data"
     ]
@@ -115,6 +115,12 @@ def test_validation_pairs_count_by_both_texts() -> None:
 def test_rows_that_were_held_out_are_not_training_data() -> None:
     train, val = rows(*(f"{c} {i}:c{c}" for c in range(4) for i in range(8))).split(0.25, 0)
     assert overlap_notes(train, val, ()) == []
+
+
+def test_queries_that_were_held_out_are_not_training_data(tiny_model) -> None:
+    train = labelled(4, 10)
+    job = prepared(tiny_model, train, val_split=0.2, callbacks=[EvaluationCallback(train)])
+    assert "32 of 40 query texts of the evaluation also stand in the training data" in job.notes
 
 
 # ---------------------------------------------------------------- what a step holds
