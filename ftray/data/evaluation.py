@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ftray.data.readers import CsvOptions, read_records
-from ftray.data.retrieval import RetrievalSet, is_folder, is_same, retrieval_set
+from ftray.data.relevance import RetrievalSet
+from ftray.data.retrieval import is_folder, is_same, retrieval_set
 from ftray.data.scored import PairSet, pair_set
 from ftray.errors import ConfigError
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ftray.data.retrieval import RetrievalSet
+from ftray.data.relevance import RetrievalSet
 from ftray.data.scored import PairSet
 from ftray.errors import ConfigError, nearest
 from ftray.evaluation.metrics import METRICS

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from ftray.data.readers import read_records
-from ftray.data.retrieval import RetrievalSet, read_beir, retrieval_set
+from ftray.data.relevance import RetrievalSet
+from ftray.data.retrieval import read_beir, retrieval_set
 from ftray.errors import DataError
 
 CORPUS = (

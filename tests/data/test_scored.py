@@ -19,7 +19,7 @@ from ftray.data.documents import ScoredPair, doclist_to_table, records_to_doclis
 from ftray.data.evaluation import evaluation_data
 from ftray.data.plan import RandomPlan, make_plan
 from ftray.data.readers import Records, read_records
-from ftray.data.retrieval import RetrievalSet
+from ftray.data.relevance import RetrievalSet
 from ftray.data.scored import PairSet
 from ftray.errors import ConfigError, DataError
 
