@@ -98,7 +98,10 @@ def latest_checkpoint(storage: Storage) -> str | None:
     found: list[tuple[int, str]] = []
     for name in storage.names(FOLDER):
         if storage.exists(f"{FOLDER}/{name}/state.json"):
-            state = json.loads(storage.read_text(f"{FOLDER}/{name}/state.json"))
+            try:
+                state = json.loads(storage.read_text(f"{FOLDER}/{name}/state.json"))
+            except ValueError:  # damaged: the one before is there
+                continue
             found.append((int(state["global_step"]), name))
     return max(found)[1] if found else None
 

@@ -1,0 +1,434 @@
+"""No option is ignored: changing any field of a config changes what is named here, or is refused.
+
+`FIELDS` and `CSV_FIELDS` have an entry for each field of `FitConfig` and `CsvOptions`: the change,
+what must come out differently, and what must not. A new field without an entry turns
+`test_every_field_has_an_entry` red; write one beside those of its kind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ftray
+from ftray.config import CsvOptions, FitConfig, validated
+from ftray.errors import ClusterError, FtrayError
+from ftray.events import EpochEnded, EvaluationEnded, FitStarted, RankStep, StepEnded
+from ftray.models.text import TextEncoder
+from ftray.training.job import Job, prepare
+from tests.conftest import WORDS
+from tests.tiny import tiny_text_model
+
+Seen = dict[str, Any]
+"""What a fit did, by name: see `seen_in`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One field's entry.
+
+    Attributes:
+        change: the field's other value; its name stands before it in the table.
+        differs: what must then be different from the base fit.
+        same: what must not; it tells that the change did no more than it should.
+        besides: further fields, for both fits.
+        refused: instead: a part of the message of the error.
+        check: instead: a function that shows what the field does.
+    """
+
+    change: Any = None
+    differs: tuple[str, ...] = ()
+    same: tuple[str, ...] = ()
+    besides: dict[str, Any] = field(default_factory=dict)
+    refused: str = ""
+    check: Callable[..., None] | None = None
+
+
+# ---------------------------------------------------------------- what a fit did
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, labelled_rows: list[dict[str, str]]) -> Path:
+    """A folder with the data and a second model.
+
+    The data has what options can be about: quotes, an umlaut, a text under two labels, a third
+    column, long texts, more classes than a step holds.
+    """
+    folder = tmp_path_factory.mktemp("options")
+    draw = random.Random(2)
+    lines = ["text,label,note"]
+    for i, row in enumerate(labelled_rows[:48]):
+        note = " ".join(draw.choices(WORDS, k=6))
+        rest = "" if i % 4 else " " + " ".join(draw.choices(WORDS, k=30))
+        lines.append(f'"{row["text"]}{rest}, please",c{i % 8},{note}')
+    lines += ["wo ist die schöne karte,c1,card", "lost card,c2,pin", "lost card,c3,pin"]
+    (folder / "train.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "other.csv").write_text("\n".join([lines[0], *lines[5:45]]) + "\n", encoding="utf-8")
+    two = [f"{row['text']},{row['label']}" for row in labelled_rows[:48]]
+    (folder / "two.csv").write_text("\n".join(["text,label", *two]) + "\n", encoding="utf-8")
+    tiny_text_model(folder / "other", dropout=0.2, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(place: Path, dropout_model: Path) -> dict[str, Any]:
+    """The base fit."""
+    return {
+        "model": str(dropout_model),
+        "train_data": str(place / "train.csv"),
+        "loss": "SupConLoss",
+        "epochs": 2,
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+        "num_workers": 0,
+        "device": "cpu",
+    }
+
+
+def filled(values: dict[str, Any], place: Path) -> dict[str, Any]:
+    """The entry's values with `{place}` put in."""
+
+    def put(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.replace("{place}", str(place))
+        if isinstance(value, list):
+            return [put(entry) for entry in value]
+        return {k: put(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    return {name: put(value) for name, value in values.items()}
+
+
+@pytest.fixture(scope="module")
+def seen(
+    options: dict[str, Any], place: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Seen]:
+    """`seen(epochs=1)`: what the fit does with these options; equal options are fitted once."""
+    known: dict[str, Seen] = {}
+
+    def run(**changed: Any) -> Seen:
+        key = repr(sorted(changed.items()))
+        if key not in known:
+            given = {
+                **options,
+                "storage_path": str(tmp_path_factory.mktemp("storage")),
+                "run_name": "run",
+                **filled(changed, place),
+            }
+            known[key] = seen_in(given)
+        return known[key]
+
+    return run
+
+
+def seen_in(given: dict[str, Any]) -> Seen:
+    """Fit, and look at all that an option could be about."""
+    largest = 0
+    forward = TextEncoder._encode
+
+    def watched(self: TextEncoder, features: dict[str, Any]) -> Any:
+        nonlocal largest
+        largest = max(largest, len(features["input_ids"]))
+        return forward(self, features)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TextEncoder, "_encode", watched)
+        run = ftray.fit(listeners=[], **given)
+    events = run._record.events()
+    steps = [event for event in events if isinstance(event, StepEnded)]
+    epochs = [event for event in events if isinstance(event, EpochEnded)]
+    (started,) = (event for event in events if isinstance(event, FitStarted))
+    weights = Path(f"{run.artifact_id}/model.safetensors").read_bytes()
+    return {
+        **plan_of(prepare(validated(given), "")),
+        "number of steps": len(steps),
+        "losses": [step.loss for step in steps],
+        "first loss": steps[0].loss,
+        "gradient norms": [step.grad_norm for step in steps],
+        "learning rates": [step.learning_rate for step in steps],
+        "tokens": [step.tokens for step in steps],
+        "padded tokens": [step.processed_tokens for step in steps],
+        "texts in a forward": largest,
+        "weights": hashlib.sha256(weights).hexdigest(),
+        "validation loss": [epoch.metrics.get("val_loss") for epoch in epochs],
+        "evaluations": [e.metrics for e in events if isinstance(e, EvaluationEnded)],
+        "texts of each rank": [e.items for e in events if isinstance(e, RankStep)],
+        "precision": started.hardware["precision"],
+        "name": run.name,
+        "experiment": run.experiment,
+        "storage": str(Path(run.path).parent.parent),
+        "description": run.config["description"],
+    }
+
+
+def plan_of(job: Job) -> Seen:
+    """What the steps hold: rows, texts and labels."""
+    plan = job.plan()
+    steps = [plan.rows(e, s) for e in range(2) for s in range(plan.steps_per_epoch)]
+    held = [job.train.step_rows(rows, roles_differ=False) for rows in steps]
+    return {
+        "rows": [rows.tolist() for rows in steps],
+        "texts": [step.texts for step in held],
+        "all texts": sorted(job.train.texts.to_pylist()),
+        "labels": [step.labels.tolist() for step in held],
+    }
+
+
+# ---------------------------------------------------------------- on Ray, without starting it
+
+
+class FewCpus:
+    """A cluster of one node."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, cpus: int, gpus: int = 0) -> None:
+        from ftray.cluster import connect
+
+        node = {"CPU": float(cpus), "GPU": float(gpus)}
+        monkeypatch.setattr(connect.ray, "cluster_resources", lambda: node)
+        monkeypatch.setattr(connect.ray, "nodes", lambda: [{"Alive": True, "Resources": node}])
+        monkeypatch.setattr(connect, "available_resources_per_node", lambda: {"node": node})
+
+    def trainer(self, options: dict[str, Any]) -> Any:
+        """The `TorchTrainer` that a fit would run; it starts nothing."""
+        from ftray.cluster.connect import place
+        from ftray.cluster.trainer import _trainer
+
+        job = prepare(validated(options), "/nowhere/runs/default/run")
+        return _trainer(job, {"mailbox": None}, place(job.config), cleaner=True)
+
+
+def num_workers_of_the_trainer(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = FewCpus(monkeypatch, cpus=4)
+    for given, workers, cpus in ((1, 1, 4), (2, 2, 2), (4, 4, 1), ("auto", 1, 4)):
+        scaling = cluster.trainer({**options, "num_workers": given}).scaling_config
+        assert (scaling.num_workers, scaling.resources_per_worker["CPU"]) == (workers, cpus)
+    with pytest.raises(ClusterError, match=r"num_workers = 5 needs a CPU for each .* has 4"):
+        cluster.trainer({**options, "num_workers": 5})
+
+
+def num_workers_choose_who_trains(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from ftray.cluster import trainer
+
+    class OnRay(Exception):
+        pass
+
+    def on_ray(job: Job, session: Any) -> None:
+        raise OnRay(job.config.num_workers)
+
+    monkeypatch.setattr(trainer, "fit_on_ray", on_ray)
+    for workers in (1, 3, "auto"):
+        with pytest.raises(OnRay, match=f"^{workers}$"):
+            ftray.fit(listeners=[], **{**options, "num_workers": workers})
+    assert ftray.fit(listeners=[], **{**options, "epochs": 0}).status() == "FINISHED"
+
+
+def num_workers(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    num_workers_of_the_trainer(options, monkeypatch)
+    num_workers_choose_who_trains(options, monkeypatch)
+
+
+def device(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process torch's, on Ray a GPU for each worker, unless it is cpu."""
+    here = {**options, "device": "cuda", "epochs": 0}
+    if torch.cuda.is_available():
+        started = [
+            next(e for e in run._record.events() if isinstance(e, FitStarted)).device
+            for run in (ftray.fit(listeners=[], **{**here, "device": d}) for d in ("cpu", "cuda"))
+        ]
+        assert [name.partition(":")[0] for name in started] == ["cpu", "cuda"]
+    else:
+        with pytest.raises(FtrayError, match="device = 'cuda', but torch sees no GPU here"):
+            ftray.fit(listeners=[], **here)
+    there = {**options, "num_workers": 2}
+    cluster = FewCpus(monkeypatch, cpus=4, gpus=2)
+    for name, gpu in (("auto", True), ("cuda", True), ("cpu", False)):
+        scaling = cluster.trainer({**there, "device": name}).scaling_config
+        assert scaling.use_gpu is gpu and ("GPU" in scaling.resources_per_worker) is gpu
+    cluster = FewCpus(monkeypatch, cpus=4)
+    with pytest.raises(ClusterError, match="device = 'cuda', but the Ray cluster has no GPU"):
+        cluster.trainer({**there, "device": "cuda"})
+
+
+def max_failures(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = FewCpus(monkeypatch, cpus=4)
+    for given in (0, 2, 7):
+        trainer = cluster.trainer({**options, "num_workers": 1, "max_failures": given})
+        assert trainer.run_config.failure_config.max_failures == given
+
+
+def resume(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run cut off after its first epoch: refused, continued; and one that is not there."""
+    from ftray.callbacks import Callback
+
+    class CutOff(Callback):
+        on = True
+
+        def on_train_epoch_begin(self, state: Any) -> None:
+            if self.on and state.epoch == 1:
+                raise ValueError("cut off")
+
+    given = {**options, "run_name": "cut", "callbacks": [CutOff()]}
+    with pytest.raises(FtrayError, match="cut off"):
+        ftray.fit(listeners=[], **given)
+    CutOff.on = False
+    with pytest.raises(FtrayError, match="cut exists"):
+        ftray.fit(listeners=[], **given, resume="never")
+    with pytest.raises(FtrayError, match="there is no run"):
+        ftray.fit(listeners=[], **{**given, "run_name": "another"}, resume="must")
+    run = ftray.fit(listeners=[], **given, resume="auto")
+    started = [e.first_epoch for e in run._record.events() if isinstance(e, FitStarted)]
+    assert started == [0, 1] and run.status() == "FINISHED"
+    assert ftray.fit(listeners=[], **{**given, "run_name": "another"}, resume="auto").name
+
+
+# ---------------------------------------------------------------- the tables
+
+
+PLAN = ("rows", "texts", "labels")
+TRAINED = ("losses", "weights")
+EVALUATION = {"EvaluationCallback": {"query_data": "{place}/other.csv"}}
+MINER = "TripletMarginMiner"
+
+FIELDS: dict[str, Case] = {
+    # data
+    "model": Case(change="{place}/other", differs=("first loss", *TRAINED), same=PLAN),
+    "train_data": Case(change="{place}/other.csv", differs=("rows", "all texts", *TRAINED)),
+    "eval_data": Case(
+        change="{place}/other.csv", differs=("validation loss",), same=(*PLAN, *TRAINED)
+    ),
+    "val_split": Case(change=0.25, differs=("rows", "validation loss", *TRAINED)),
+    "columns": Case(change={"item": "note"}, differs=("texts", "all texts", *TRAINED)),
+    "csv_options": Case(change={"size": 30}, differs=("rows", *TRAINED)),  # all: CSV_FIELDS
+    # what is learned
+    "loss": Case(change="TripletMarginLoss", differs=("first loss", *TRAINED), same=PLAN),
+    "loss_options": Case(change={"temperature": 1.0}, differs=("first loss", *TRAINED), same=PLAN),
+    "miner": Case(
+        change="BatchHardMiner",
+        differs=("first loss", *TRAINED),
+        same=PLAN,
+        besides={"loss": "TripletMarginLoss"},
+    ),
+    "miner_options": Case(
+        change={"margin": 0.01, "type_of_triplets": "hard"},
+        differs=("first loss", *TRAINED),
+        same=PLAN,
+        besides={"loss": "TripletMarginLoss", "miner": MINER},
+    ),
+    # steps
+    "epochs": Case(change=1, differs=("number of steps", "weights"), same=("first loss",)),
+    "batch_size": Case(change=24, differs=("rows", "number of steps", *TRAINED)),
+    "micro_batch_size": Case(
+        change=3,
+        differs=("texts in a forward", "padded tokens"),
+        same=(*PLAN, "tokens", "learning rates"),  # the mathematics: tests/proofs
+    ),
+    "sampler": Case(change="random", differs=("rows", *TRAINED), same=("all texts",)),
+    "num_items_per_class": Case(change=2, differs=("rows", *TRAINED), same=("all texts",)),
+    "packing": Case(
+        change="padded",
+        differs=("padded tokens",),
+        same=(*PLAN, "tokens", "learning rates"),
+    ),
+    "max_length": Case(change=8, differs=("tokens", "first loss", *TRAINED), same=PLAN),
+    # the optimizer
+    "optimizer": Case(change="SGD", differs=TRAINED, same=(*PLAN, "first loss")),
+    "optimizer_options": Case(
+        change={"weight_decay": 0.9}, differs=TRAINED, same=(*PLAN, "first loss")
+    ),
+    "learning_rate": Case(
+        change=1e-4, differs=("learning rates", *TRAINED), same=(*PLAN, "first loss")
+    ),
+    "scheduler": Case(
+        change="constant", differs=("learning rates", *TRAINED), same=(*PLAN, "first loss")
+    ),
+    "scheduler_options": Case(
+        change={"warmup_ratio": 0.5},
+        differs=("learning rates", *TRAINED),
+        same=(*PLAN, "first loss"),
+    ),
+    "max_grad_norm": Case(change=0.05, differs=TRAINED, same=(*PLAN, "first loss")),
+    "precision": Case(change="bf16", differs=("precision", "first loss", *TRAINED), same=PLAN),
+    "seed": Case(change=1, differs=("rows", "first loss", *TRAINED), same=("all texts",)),
+    "callbacks": Case(change=[EVALUATION], differs=("evaluations",), same=(*PLAN, *TRAINED)),
+    # where
+    "num_workers": Case(check=num_workers),
+    "device": Case(check=device),
+    "storage_path": Case(change="{place}/runs", differs=("storage",), same=TRAINED),
+    "experiment_name": Case(change="second", differs=("experiment",), same=TRAINED),
+    "run_name": Case(change="another", differs=("name",), same=TRAINED),
+    "description": Case(change="why", differs=("description",), same=TRAINED),
+    "resume": Case(check=resume),
+    "max_failures": Case(check=max_failures),
+    "log_rows": Case(change=True, differs=("texts of each rank",), same=TRAINED),
+}
+
+TWO_COLUMNS = {"train_data": "{place}/two.csv"}
+
+CSV_FIELDS: dict[str, Case] = {
+    "header": Case(change=False, differs=("rows", "all texts"), besides=TWO_COLUMNS),
+    "delimiter": Case(change=";", refused="has one column of texts", besides=TWO_COLUMNS),
+    "quotechar": Case(change="'", refused="4 columns, but the header has 3"),
+    "encoding": Case(change="cp1252", differs=("all texts",), same=("rows",)),
+    "is_labeled": Case(change=False, refused="csv_options.is_labeled is False, but the columns"),
+    "label_conflicts": Case(change="error", refused="'lost card' has the label 'c3', but 'c2'"),
+    "size": Case(change=30, differs=("rows", "all texts")),
+    "sampling_rate": Case(change=0.7, differs=("rows", "all texts")),
+}
+
+
+def test_every_field_has_an_entry() -> None:
+    """For a new field, write one above."""
+    assert set(FIELDS) == set(FitConfig.model_fields)
+    assert set(CSV_FIELDS) == set(CsvOptions.model_fields)
+    for name, case in {**FIELDS, **CSV_FIELDS}.items():
+        assert case.differs or case.refused or case.check, f"{name} is not tested"
+
+
+def test_a_fit_with_the_same_options_is_the_same(
+    options: dict[str, Any], seen: Callable[..., Seen], tmp_path: Path
+) -> None:
+    """Else a difference would say nothing: two fits, in two places, differ in nothing else."""
+    again = seen_in({**options, "storage_path": str(tmp_path), "run_name": "run"})
+    base = seen()
+    assert {k: v for k, v in again.items() if k != "storage"} == {
+        k: v for k, v in base.items() if k != "storage"
+    }
+    assert len(base["losses"]) == base["number of steps"] > 3
+
+
+@pytest.mark.parametrize("name", [name for name, case in FIELDS.items() if not case.check])
+def test_a_field_changes_what_it_is_for(name: str, seen: Callable[..., Seen]) -> None:
+    case = FIELDS[name]
+    base, changed = seen(**case.besides), seen(**{**case.besides, name: case.change})
+    assert [what for what in case.differs if base[what] == changed[what]] == []
+    assert [what for what in case.same if base[what] != changed[what]] == []
+
+
+@pytest.mark.parametrize("name", [name for name, case in FIELDS.items() if case.check])
+def test_a_field_decides_how_training_runs(
+    name: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = FIELDS[name].check
+    assert check is not None
+    check({**options, "storage_path": str(tmp_path)}, monkeypatch)
+
+
+@pytest.mark.parametrize("name", CSV_FIELDS)
+def test_a_csv_option_changes_what_is_read(name: str, options: dict[str, Any], place: Path) -> None:
+    case = CSV_FIELDS[name]
+    base_options = {**options, **filled(case.besides, place)}
+    given = {**base_options, "csv_options": {name: case.change}}
+    if case.refused:
+        with pytest.raises(FtrayError) as caught:
+            prepare(validated(given), "")
+        assert case.refused in str(caught.value)
+        return
+    base, changed = (plan_of(prepare(validated(one), "")) for one in (base_options, given))
+    assert [what for what in case.differs if base[what] == changed[what]] == []
+    assert [what for what in case.same if base[what] != changed[what]] == []
