@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from ftray.config import FitConfig, apply_overrides, load_config, validated
+from ftray.config import FitConfig, validated
+from ftray.config_file import apply_overrides, load_config
 from ftray.errors import ConfigError
 
 MINIMAL = "model: minilm\ntrain_data: train.csv\n"

@@ -10,7 +10,7 @@ import pytest
 
 import ftray
 from ftray.callbacks import BestModelCheckpoint, EvaluationCallback
-from ftray.config import load_config
+from ftray.config_file import load_config
 from tests.conftest import WORDS
 
 

@@ -10,7 +10,7 @@ from contextlib import redirect_stdout
 
 from rich.console import Console
 
-from ftray.config import load_config
+from ftray.config_file import load_config
 from ftray.errors import RunNotFoundError
 from ftray.report.command import command
 from ftray.run import Run, find_run

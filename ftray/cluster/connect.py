@@ -27,6 +27,7 @@ DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no network call that nobody asked for
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # each report waits for the controller's poll
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # with it, what a worker prints appears twice
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads slow each other down on shared cores
