@@ -13,7 +13,9 @@ In words, with the hooks of callbacks in brackets:
         evaluations that were decided, each followed by           [on_evaluation_end]
         is this the best epoch? stop early?                       [on_epoch_end]
         checkpoint, reported to the cluster
-    [on_fit_end] write the artifact: the best weights, or the last ones
+    [on_fit_end; on_keyboard_interrupt after a stop from outside]
+    write the artifact: the best weights, or the last ones
+    whatever goes wrong on the way:                                         [on_exception]
 """
 
 from __future__ import annotations
