@@ -1,6 +1,6 @@
 """A training step's forward and backward: bucketed against padded, and sentence-transformers.
 
-    python benchmarks/layout.py [--runs 5] [--threads 2]
+    python benchmarks/layout.py [--runs 5] [--threads 2] [--write]
 
 Texts: 64 of Banking77 (`$FTRAY_DATA/banking77`), or of the demo's corpus where that is not set.
 Correctness first: the embeddings of all layouts agree to 1e-5. Then medians of alternating runs,
@@ -12,26 +12,24 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import platform
 import random
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+import common
 import torch
 
 from ftray.models.registry import load_encoder
 
 ROWS = 64
+PEER = "sentence-transformers, padded"
 
 
 def texts() -> tuple[str, list[str]]:
     """The name of the source, and 64 texts drawn from it with a fixed seed."""
-    if "FTRAY_DATA" in os.environ:
-        path = Path(os.environ["FTRAY_DATA"]) / "banking77" / "train_balanced20.csv"
+    path = common.data_file("banking77", "train_balanced20.csv")
+    if path is not None:
         with path.open(encoding="utf-8") as file:
             every = [row["text"] for row in csv.DictReader(file)]
         name = "Banking77"
@@ -44,14 +42,15 @@ def texts() -> tuple[str, list[str]]:
 
 
 def main() -> None:
-    """Measure and print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Check, measure, report."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--write", action="store_true", help="write results/layout.md")
     arguments = parser.parse_args()
+    load = os.getloadavg()[0]
     torch.set_num_threads(arguments.threads)
-    encoder = load_encoder("minilm")
-    encoder.eval()
+    encoder = load_encoder("minilm").eval()
     name, rows = texts()
     items = [("", text) for text in rows]
 
@@ -59,17 +58,15 @@ def main() -> None:
         return lambda: encoder(encoder.collate(items, layout))
 
     ways = {
-        "sentence-transformers, padded": lambda: encoder.model(encoder.model.preprocess(rows))[
-            "sentence_embedding"
-        ],
+        PEER: lambda: encoder.model(encoder.model.preprocess(rows))["sentence_embedding"],
         "ftray, padded": ours("padded"),
         "ftray, bucketed": ours("bucketed"),
     }
     with torch.no_grad():
-        reference = ways["sentence-transformers, padded"]()
+        reference = ways[PEER]()
         for way, run in ways.items():
-            difference = (run() - reference).abs().max().item()
-            assert difference < 1e-5, f"{way}: embeddings differ by {difference}"
+            off = (run() - reference).abs().max().item()
+            common.require(off < 1e-5, f"{way}: embeddings differ by {off}")
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(arguments.runs + 1):
         for way, run in ways.items():
@@ -78,16 +75,23 @@ def main() -> None:
             run().square().sum().backward()
             seconds[way].append(time.perf_counter() - start)
     features = {layout: encoder.collate(items, layout) for layout in ("padded", "bucketed")}
-    print(f"{ROWS} texts of {name}: {features['padded'].tokens} tokens; processed: ", end="")
-    print(", ".join(f"{k} {v.processed_tokens}" for k, v in features.items()))
-    print(f"{platform.processor() or platform.machine()}, {arguments.threads} threads, ", end="")
-    print(f"torch {torch.__version__}, {arguments.runs} alternating runs after one warm-up\n")
-    print("| forward and backward | median s | min | max | speed-up |\n|---|---|---|---|---|")
-    base = statistics.median(seconds["sentence-transformers, padded"][1:])
-    for way, values in seconds.items():
-        rest = values[1:]
+    processed = ", ".join(f"{k} {v.processed_tokens}" for k, v in features.items())
+    table = []
+    for way, (_, *rest) in seconds.items():
         median = statistics.median(rest)
-        print(f"| {way} | {median:.3f} | {min(rest):.3f} | {max(rest):.3f} | {base / median:.2f} |")
+        ratio = statistics.median(seconds[PEER][1:]) / median
+        table.append([way, *(f"{s:.3f}" for s in (median, min(rest), max(rest))), f"{ratio:.2f}"])
+    common.page(
+        "layout",
+        "Layout of a step: bucketed against padded",
+        f"{ROWS} texts of {name}, drawn with seed 0: {features['padded'].tokens} tokens; "
+        f"processed: {processed}. Medians of {arguments.runs} alternating runs after one warm-up; "
+        "the embeddings of all agree to 1e-5 (checked first).\n\n"
+        + common.table(["forward and backward", "median s", "min", "max", "speed-up"], table),
+        threads=arguments.threads,
+        load=load,
+        write=arguments.write,
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from ftray.evaluation.scorer import make_scorer
 from ftray.runtime.process_group import LostWorkersError
 from ftray.training.job import Job
 
-__all__ = ["SCORE_TIMEOUT_S", "ActorRetrieval", "drivers_node", "load_scorers", "start_scorers"]
+__all__ = ["SCORE_TIMEOUT_S", "ActorScorer", "drivers_node", "load_scorers", "start_scorers"]
 
 SCORE_TIMEOUT_S = 1500.0
 
@@ -78,7 +78,7 @@ def load_scorers(actors: Sequence[Any], job: Any) -> None:
     _get([actor.load.remote(job, number) for number, actor in enumerate(actors)])
 
 
-class ActorRetrieval:
+class ActorScorer:
     """A worker's view of one scorer actor.
 
     Args:

@@ -14,7 +14,7 @@ import ray.train.torch
 import torch
 from ray.train.v2._internal.execution import context as reports
 
-from ftray.cluster.actors import ActorRetrieval, load_scorers
+from ftray.cluster.actors import ActorScorer, load_scorers
 from ftray.cluster.bridge import Sender
 from ftray.errors import FtrayError, StorageError
 from ftray.events import Event, Log
@@ -67,7 +67,7 @@ class RayRuntime:
         self.broadcast = group.broadcast
         self.barrier = group.barrier
         self._sender = sender
-        self._retrievals = [ActorRetrieval(actor) for actor in scorers]
+        self._scorers = [ActorScorer(actor) for actor in scorers]
 
     def emit(self, event: Event) -> None:
         """Send an event towards the driver; never waits."""
@@ -77,9 +77,9 @@ class RayRuntime:
         """Why the driver wants the run to stop, or None."""
         return self._sender.stop_requested()
 
-    def retrieval(self, number: int) -> ActorRetrieval:
+    def scorer(self, number: int) -> ActorScorer:
         """The scorer actor of one evaluation."""
-        return self._retrievals[number]
+        return self._scorers[number]
 
     def commit(self, path: str, metrics: dict[str, float]) -> None:
         """Report a checkpoint that is already in the run directory to Ray Train."""

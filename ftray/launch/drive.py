@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ftray.config import FitConfig
-from ftray.errors import ConfigError, RunFailedError, StorageError
+from ftray.errors import ConfigError, DataError, RunFailedError, StorageError
 from ftray.events import Log
 from ftray.launch.places import MODEL, take
 from ftray.launch.start import Start, made_ready
@@ -91,7 +91,6 @@ def _keep_model(start: Start) -> None:
     if start.model_copy is None:
         return
     if not (start.place.resumed and storage.exists(f"{MODEL}/modules.json")):
-        storage.delete(MODEL)
         storage.upload(start.model_copy, MODEL)
     shutil.rmtree(start.model_copy, ignore_errors=True)  # it need not lie there all the while
 
@@ -116,7 +115,8 @@ def _run(
         raise
     except BaseException as error:
         session.fail(error)
-        if isinstance(error, StorageError):  # a disk that is full is no mistake in the input
+        # a disk that is full, embeddings that are no numbers: no mistakes in the input
+        if isinstance(error, StorageError | DataError):
             raise RunFailedError(str(error)) from error
         raise
     if session.stop.signal is not None:  # heard too late to stop anything, it still counts

@@ -19,7 +19,7 @@ MODEL = "model"
 """The copy of a model object, from which the run starts."""
 OUTPUT = "output.txt"
 """What the libraries of a run in the background print."""
-UNFINISHED = ("control", "events", "logs.txt", MODEL, OUTPUT, "run.yaml", "status.json")
+UNFINISHED = ("control", "events", "logs.txt", OUTPUT, "run.yaml", "status.json")
 """What may stand in a folder where a run was cut off before it was on record."""
 
 

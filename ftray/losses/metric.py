@@ -18,7 +18,8 @@ from ftray.errors import ConfigError, nearest
 from ftray.losses.base import LossInputs, Shard, StepLoss, no_loss
 
 __all__ = ["CLASSIFICATION_LOSSES", "METRIC_LOSSES", "MINERS", "REFUSED_LOSSES"]
-__all__ += ["MetricLoss", "build_miner", "check_miner"]
+__all__ += ["MetricLoss", "build_miner", "check_miner", "learns_classes"]
+__all__ += ["library_loss", "scalar_loss"]
 
 CLASSIFICATION_LOSSES = frozenset(
     {
@@ -139,10 +140,7 @@ class MetricLoss(StepLoss):
             raise ConfigError(f"loss = '{name}' takes no pairs from a miner: leave miner out")
         self._needs_positives = name in NEEDS_POSITIVES
         self.miner = miner
-        from pytorch_metric_learning import losses
-
-        filled = _filled_in(name, embedding_dim, n_groups, options)
-        self.inner = _made("loss", getattr(losses, name), options, filled)
+        self.inner = library_loss(name, options, embedding_dim, n_groups)
 
     def forward(self, embeddings: Tensor, inputs: LossInputs, shard: Shard) -> Tensor:
         """The whole loss of the step, the same on every rank."""
@@ -151,6 +149,36 @@ class MetricLoss(StepLoss):
         picked = embeddings[inputs.label_items]
         pairs = None if self.miner is None else self.miner(picked, inputs.labels)
         return scalar_loss(self.inner(picked, inputs.labels, pairs), embeddings)
+
+
+def library_loss(
+    name: str,
+    options: Mapping[str, Any],
+    embedding_dim: int,
+    n_groups: int,
+    where: str = "loss_options",
+) -> torch.nn.Module:
+    """The library's own object.
+
+    Args:
+        name: its class.
+        options: its arguments.
+        embedding_dim: width D of the embeddings.
+        n_groups: number of classes (or of groups of pairs).
+        where: the key that the options stand under, for messages.
+
+    Raises:
+        ConfigError: for options that do not fit.
+    """
+    from pytorch_metric_learning import losses
+
+    filled = _filled_in(name, embedding_dim, n_groups, options)
+    return _made(where, getattr(losses, name), options, filled)
+
+
+def learns_classes(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether a loss of the library has something learned for each class."""
+    return name in CLASSIFICATION_LOSSES or bool(options.get("learn_beta"))
 
 
 def scalar_loss(loss: Any, embeddings: Tensor) -> Tensor:
@@ -177,32 +205,31 @@ def build_miner(name: str, options: Mapping[str, Any]) -> torch.nn.Module:
     from pytorch_metric_learning import miners
 
     check_miner(name)
-    return _made("miner", getattr(miners, name), options, {})
+    return _made("miner_options", getattr(miners, name), options, {})
 
 
 def _made(
-    kind: str, cls: type[torch.nn.Module], options: Mapping[str, Any], filled_in: dict[str, Any]
+    where: str, cls: type[torch.nn.Module], options: Mapping[str, Any], filled_in: dict[str, Any]
 ) -> torch.nn.Module:
     """An object of the library from the user's options and what we know ourselves."""
     known = _option_names(cls)
     for option in options:
         if option not in known:
             raise ConfigError(
-                f"{kind}_options.{option}: {cls.__name__} has no such option."
-                f"{nearest(option, known)}"
+                f"{where}.{option}: {cls.__name__} has no such option.{nearest(option, known)}"
             )
         if option in filled_in:
-            raise ConfigError(
-                f"{kind}_options.{option}: ftray has it from data and model; leave it away"
-            )
+            raise ConfigError(f"{where}.{option}: ftray has it from data and model; leave it away")
     given = {name: value for name, value in filled_in.items() if name in known} | dict(options)
     for part in ("distance", "reducer"):
         if isinstance(given.get(part), str):
-            given[part] = _part(kind, part, given[part])
+            given[part] = _part(where, part, given[part])
     try:
         return cls(**given)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"{kind}_options do not fit {cls.__name__}: {error}") from None
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever the library makes of a wrong value
+        raise ConfigError(f"{where} do not fit {cls.__name__}: {error}") from None
 
 
 def _option_names(cls: type) -> set[str]:
@@ -221,16 +248,16 @@ def _filled_in(
 ) -> dict[str, Any]:
     """What ftray knows itself; of these a class gets those that it has."""
     values: dict[str, Any] = {"embedding_size": embedding_dim, "descriptors_dim": embedding_dim}
-    if name in CLASSIFICATION_LOSSES or options.get("learn_beta"):
+    if learns_classes(name, options):
         values["num_classes"] = n_groups
     return values
 
 
-def _part(kind: str, part: str, name: str) -> Any:
+def _part(where: str, part: str, name: str) -> Any:
     from pytorch_metric_learning import distances, reducers
 
     module = distances if part == "distance" else reducers
     known = {n for n, value in vars(module).items() if inspect.isclass(value)}
     if name not in known:
-        raise ConfigError(f"{kind}_options.{part} = '{name}' is unknown.{nearest(name, known)}")
+        raise ConfigError(f"{where}.{part} = '{name}' is unknown.{nearest(name, known)}")
     return getattr(module, name)()

@@ -14,10 +14,7 @@ import torch
 from ftray.errors import ModelError
 from ftray.models.quiet import quiet
 
-__all__ = ["FOLDER", "LiveModel", "copy_model"]
-
-FOLDER = "model"
-"""Where a run directory keeps the copy."""
+__all__ = ["LiveModel", "copy_model"]
 
 
 @dataclass(frozen=True, kw_only=True)

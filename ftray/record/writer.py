@@ -52,10 +52,10 @@ class RecordWriter:
         self._log = storage.read_text("logs.txt") if storage.exists("logs.txt") else ""
         self._examples: dict[str, Any] = {}
         if storage.exists("examples.json"):
-            self._examples = json.loads(storage.read_text("examples.json"))
+            self._examples = _read(storage, "examples.json")
         self._status: dict[str, Any] = {}
         if storage.exists("status.json"):
-            former = json.loads(storage.read_text("status.json"))
+            former = _read(storage, "status.json")
             self._status = {k: former[k] for k in ("created_s",) if k in former}
 
     def describe(self, facts: dict[str, Any]) -> None:
@@ -144,3 +144,12 @@ class RecordWriter:
             self._examples.setdefault(event.name, {})[side_of(event)] = event.examples
             text = json.dumps(self._examples, ensure_ascii=False, indent=1)
             self.storage.write_text("examples.json", text)
+
+
+def _read(storage: Storage, name: str) -> dict[str, Any]:
+    """What a former attempt wrote; nothing, if that was damaged."""
+    try:
+        found = json.loads(storage.read_text(name))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -15,7 +15,9 @@ SIMILARITY = ("pearson", "spearman")
 
 def what_metrics(names: Iterable[str]) -> str:
     """What kind of metrics these are: Similarity if all are of scored pairs, else Retrieval."""
-    return "Similarity" if all(name.endswith(SIMILARITY) for name in names) else "Retrieval"
+    found = list(names)
+    scored = bool(found) and all(name.endswith(SIMILARITY) for name in found)
+    return "Similarity" if scored else "Retrieval"
 
 
 def metrics_table(before: Mapping[str, float], after: Mapping[str, float]) -> Table:

@@ -1,7 +1,7 @@
 """What the training loop knows of the world. It knows no Ray.
 
 A runtime gives the loop its rank, collectives over all ranks, a way out for events, and the
-retrieval actors (or their in-process twin). `LocalRuntime` and `cluster.worker.RayRuntime` are the
+scorers (actors, or their in-process twins). `LocalRuntime` and `cluster.worker.RayRuntime` are the
 two implementations; the proofs use `ProcessGroupRuntime` directly.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ftray.events import Event
 
-__all__ = ["Collectives", "Retrieval", "Runtime"]
+__all__ = ["Collectives", "Runtime", "ScorerHandle"]
 
 T = TypeVar("T")
 Floats = npt.NDArray[np.float32]
@@ -46,7 +46,7 @@ class Collectives(Protocol):
         ...
 
 
-class Retrieval(Protocol):
+class ScorerHandle(Protocol):
     """The scorer of one evaluation, wherever it runs: index, search and metrics."""
 
     def add(self, side: str, batch: int, vectors: Floats) -> None:
@@ -78,8 +78,8 @@ class Runtime(Collectives, Protocol):
         """Rank 0 only: the reason why somebody outside wants the run to stop, or None."""
         ...
 
-    def retrieval(self, number: int) -> Retrieval:
-        """The retrieval of evaluation `number` of the job."""
+    def scorer(self, number: int) -> ScorerHandle:
+        """The scorer of evaluation `number` of the job."""
         ...
 
     def commit(self, path: str, metrics: dict[str, float]) -> None:

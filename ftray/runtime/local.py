@@ -54,7 +54,7 @@ class LocalRuntime(SingleProcess):
         """Why somebody wants the run to stop, or None."""
         return self._stop_requested()
 
-    def retrieval(self, number: int) -> Scorer:
+    def scorer(self, number: int) -> Scorer:
         """The scorer, in this process."""
         return self._scorers[number]
 

@@ -3,7 +3,7 @@
 A checkpoint is a folder `checkpoints/<name>/` of the run directory:
 
     model.safetensors       weights of the encoder
-    loss.safetensors        the loss's own parameters, if it has any
+    loss.safetensors        the loss's own parameters and memory, if it has any
     optimizer.safetensors   the optimizer's tensors, named by parameter
     state.json              position, scheduler, callbacks, metrics; written last
 

@@ -63,24 +63,24 @@ def evaluate(
         on_progress: called on rank 0 with (task, batches done, batches in all).
     """
     start = time.perf_counter()
-    retrieval = runtime.retrieval(number)
+    scorer = runtime.scorer(number)
     encoded = 0
     with evaluating(encoder):
         for side in spec.sides:
             batches = spec.batches[side.name]
             for i in range(runtime.rank, len(batches), runtime.world_size):
                 texts = side.texts.take(pa.array(batches[i])).to_pylist()
-                retrieval.add(side.name, i, encode_batch(encoder, texts, side.role, layout))
+                scorer.add(side.name, i, encode_batch(encoder, texts, side.role, layout))
                 encoded += len(texts)
                 if runtime.rank == 0:
                     done = min(i + runtime.world_size, len(batches))
                     on_progress(TASKS[side.name], done, len(batches))
-    retrieval.flush()
+    scorer.flush()
     counts = runtime.all_gather(_count(encoded, runtime)).reshape(-1).tolist()
     scores = None
     if runtime.rank == 0:
         on_progress("Matching", 0, 1)
-        scores = retrieval.score()
+        scores = scorer.score()
         on_progress("Matching", 1, 1)
     return Evaluated(
         metrics=runtime.broadcast(scores.metrics if scores else {}),

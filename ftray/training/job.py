@@ -40,7 +40,7 @@ from ftray.training.optim import (
     check_optimizer,
     check_scheduler,
 )
-from ftray.training.trial import small_loss, try_loss
+from ftray.training.trial import TRIED_ROWS, small_loss, try_loss
 
 __all__ = ["Job", "prepare"]
 
@@ -146,7 +146,7 @@ def prepare(config: FitConfig, run_uri: str) -> Job:
         licence=licence,
     )
     job.val_plan()
-    step = train.step_rows(job.plan().rows(0, 0), roles_differ=False)
+    step = train.step_rows(job.plan().rows(0, 0)[:TRIED_ROWS], roles_differ=False)
     try_loss(config, step, train.n_groups)
     return replace(job, notes=(*job.notes, *_plan_notes(job)))
 

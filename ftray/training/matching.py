@@ -9,8 +9,8 @@ from ftray.data.dataset import TrainSet
 from ftray.data.plan import Sampler
 from ftray.errors import ConfigError
 from ftray.losses.base import Needs
-from ftray.losses.metric import CLASSIFICATION_LOSSES
-from ftray.losses.registry import loss_needs
+from ftray.losses.metric import CLASSIFICATION_LOSSES, learns_classes
+from ftray.losses.registry import MEMORY_LOSS, loss_needs
 
 __all__ = ["check_fit", "choose_sampler"]
 
@@ -46,11 +46,14 @@ def check_fit(config: FitConfig, train: TrainSet) -> None:
     if config.sampler not in ("auto", *samplers):
         valid = " or ".join(f"'{name}'" for name in samplers)
         raise ConfigError(f"sampler = '{config.sampler}', but train_data {what}: {valid}")
-    by_class = config.loss in CLASSIFICATION_LOSSES or config.loss_options.get("learn_beta")
-    if config.eval_data is not None and by_class:
+    remembers = config.loss == MEMORY_LOSS
+    if config.eval_data is not None and (
+        remembers or learns_classes(config.loss, config.loss_options)
+    ):
+        what = "remembers texts" if remembers else "learns something for each class"
         raise ConfigError(
-            f"{config.loss} learns something for each class of train_data; the classes of "
-            "eval_data may be others. Use val_split for a validation loss with this loss."
+            f"{config.loss} {what} of train_data; the classes of eval_data may be others. Use "
+            "val_split for a validation loss with this loss."
         )
 
 

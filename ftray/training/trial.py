@@ -12,10 +12,12 @@ from ftray.losses.registry import build_loss
 from ftray.runtime.process_group import SingleProcess
 from ftray.training.step import loss_and_gradient
 
-__all__ = ["small_loss", "try_loss"]
+__all__ = ["TRIED_ROWS", "small_loss", "try_loss"]
 
 SMALL_DIM = 8
 """Width of the embeddings that losses are tried with."""
+TRIED_ROWS = 64
+"""A step for a GPU may be more than the driver can hold, with all its triplets."""
 
 
 def small_loss(config: FitConfig, n_groups: int) -> StepLoss:
@@ -43,7 +45,7 @@ def try_loss(config: FitConfig, rows: StepRows, n_groups: int) -> None:
 
     Args:
         config: names the loss and its options.
-        rows: the step.
+        rows: a step, or some of it.
         n_groups: as in `build_loss`.
 
     Raises:

@@ -94,7 +94,9 @@ def test_a_loss_that_needs_positives_finds_them_in_the_memory(training: bool) ->
         ({"loss": "SupConLos"}, "Did you mean 'SupConLoss'?"),
         ({"memory_size": 0}, "loss_options.memory_size = 0: a positive whole number"),
         ({"memory": 5}, "CrossBatchMemory has no such option. Did you mean 'memory_size'?"),
-        ({"loss_options": {"margin": 1}}, "loss_options.margin: ContrastiveLoss has no such"),
+        ({"memory_size": True}, "loss_options.memory_size = True: a positive whole number"),
+        ({"loss_options": [1]}, "loss_options.loss_options = [1]: options by name are expected"),
+        ({"loss_options": {"margin": 1}}, "loss_options.loss_options.margin: ContrastiveLoss has"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:

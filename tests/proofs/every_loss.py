@@ -36,6 +36,8 @@ SEED = 5
 
 LABELS = ["aaabbbcccddd", "aabbc", "aab", "abcd"]
 """The steps of labelled data, one letter for each row's class."""
+TWICE = (0, 4)
+"""Rows of the first step that stand in the second one too, each under two labels."""
 PAIRS = [
     [(0, 1), (2, 3), (4, 5), (6, 7), (0, 8), (9, 3)],  # some share a query or a document
     [(10, 11), (12, 13), (14, 15)],
@@ -165,6 +167,9 @@ def data_of(entry: Entry) -> tuple[TrainSet, list[np.ndarray]]:
         for labels in LABELS:
             steps.append(np.arange(len(rows), len(rows) + len(labels)))
             rows += [{"item": texts[len(rows) + i], "label": c} for i, c in enumerate(labels)]
+        again = [{"item": texts[i], "label": LABELS[0][-1 - i]} for i in TWICE]
+        steps[1] = np.concatenate([steps[1], TWICE, np.arange(len(rows), len(rows) + len(again))])
+        rows += again
     else:
         texts = sentences(21, 4)
         for pairs in PAIRS:

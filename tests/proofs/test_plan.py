@@ -278,7 +278,7 @@ def test_any_step_can_be_asked_for_directly(data: Any, places: Any) -> None:
 
 @FEW
 @given(data=st.one_of(labelled(), paired()))
-def test_an_epoch_far_away_is_asked_for_as_fast_as_the_first(data: Any) -> None:
+def test_an_epoch_far_away_is_asked_for_directly(data: Any) -> None:
     plan = made(*data)
     if plan is not None:
         check(data[0], plan, data[1], 10**7)

@@ -13,7 +13,7 @@ import yaml
 
 from ftray.callbacks import BestModelCheckpoint, Callback, EarlyStopping, EvaluationCallback
 from ftray.callbacks.registry import CALLBACKS, resolve_callbacks
-from ftray.config import CsvOptions
+from ftray.config import CsvOptions, FitConfig
 from ftray.errors import ConfigError
 from ftray.record.facts import SAME_ON_RESUME, callback_facts, check_same, data_facts, plain
 
@@ -178,3 +178,13 @@ def test_callbacks_may_come_from_another_module_with_their_data_elsewhere() -> N
     other[2] = "train.Own"
     check_same(facts(), facts(callbacks=other), "x")
     check_same(facts(), facts(num_workers=9), "x")
+
+
+def test_every_option_is_kept_on_resume_or_free_for_a_reason() -> None:
+    """A new option that changes the mathematics must not be free by oversight."""
+    by_fingerprint = {"train_data", "eval_data", "callbacks"}
+    where_and_how = {"num_workers", "device", "packing", "micro_batch_size", "max_failures"}
+    name_and_record = {"storage_path", "experiment_name", "run_name", "description", "resume"}
+    free = by_fingerprint | where_and_how | name_and_record | {"log_rows"}
+    assert set(FitConfig.model_fields) == set(SAME_ON_RESUME) | free
+    assert not free & set(SAME_ON_RESUME)
