@@ -94,6 +94,11 @@ def read(path: Path) -> Rows:
         return list(csv.DictReader(file))
 
 
+def distinct(rows: Rows) -> Rows:
+    """The rows without those whose text stood before: equal texts are one query, one document."""
+    return list({row["text"].strip(): row for row in reversed(rows)}.values())[::-1]
+
+
 def fit(seed: int, queries: Path, arguments: argparse.Namespace, place: str) -> ftray.Run:
     """One run of the recipe."""
     overrides = {
@@ -138,7 +143,7 @@ def load(folder: str) -> SentenceTransformer:
 
 def compare(ours: float, model: SentenceTransformer, queries: Path, documents: Path) -> str:
     """End the script unless the independent nDCG is ours to 1e-4."""
-    asked, known = read(queries), read(documents)
+    asked, known = distinct(read(queries)), distinct(read(documents))
     vectors = [
         model.encode([row["text"] for row in rows], normalize_embeddings=True)
         for rows in (asked, known)
@@ -152,7 +157,8 @@ def compare(ours: float, model: SentenceTransformer, queries: Path, documents: P
         off = abs(value - ours)
         common.require(off < 1e-4, f"nDCG@{K} is {ours:.5f}, but {value:.5f} by {name}")
     values = ", ".join(f"{value:.5f} by {name}" for name, value in found.items())
-    return f"{ours:.5f} by ftray, {values} over sentence-transformers' embeddings"
+    sizes = f"{len(asked):,} distinct queries over {len(known):,} distinct documents"
+    return f"{ours:.5f} by ftray, {values} over sentence-transformers' embeddings ({sizes})"
 
 
 def formula_ndcg(scores: np.ndarray, relevant: np.ndarray) -> float:

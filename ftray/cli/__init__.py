@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 
@@ -14,6 +16,7 @@ def main() -> None:
     try:
         from ftray.cli.app import app
 
+        atexit.register(gc.freeze)  # nothing to be gained by looking through all of torch again
         app(prog_name="ftray")
     except KeyboardInterrupt:  # of a verb: see `ftray.cli.app.Verbs`
         print("ftray: interrupted", file=sys.stderr)

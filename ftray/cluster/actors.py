@@ -14,14 +14,14 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ftray.cluster.nodes import drivers_node
 from ftray.evaluation.base import Scorer, Scores
 from ftray.evaluation.scorer import make_scorer
 from ftray.runtime.process_group import LostWorkersError
 from ftray.training.job import Job
 
-__all__ = ["SCORE_TIMEOUT_S", "ActorScorer", "drivers_node", "load_scorers", "start_scorers"]
+__all__ = ["SCORE_TIMEOUT_S", "ActorScorer", "load_scorers", "start_scorers"]
 
 SCORE_TIMEOUT_S = 1500.0
 
@@ -61,11 +61,6 @@ def start_scorers(count: int) -> list[Any]:
         num_cpus=0, max_restarts=2, scheduling_strategy=drivers_node(soft=True)
     )
     return [actor.remote() for _ in range(count)]
-
-
-def drivers_node(*, soft: bool) -> NodeAffinitySchedulingStrategy:
-    """Placement on the node of the driver: if it is lost, so is the run's driver."""
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=soft)
 
 
 def load_scorers(actors: Sequence[Any], job: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from ftray.cluster.actors import drivers_node
+from ftray.cluster.nodes import drivers_node
 from ftray.events import Event
 
 __all__ = ["Mailbox", "Sender", "open_mailbox"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from ftray import errors
@@ -15,9 +15,10 @@ from ftray.callbacks.best_model import BestModelCheckpoint
 from ftray.cluster.actors import SCORE_TIMEOUT_S, start_scorers
 from ftray.cluster.bridge import open_mailbox
 from ftray.cluster.connect import Placement, connected, place
-from ftray.cluster.worker import FatalError, train_worker
+from ftray.cluster.failures import FailAtOnce, find_fatal
+from ftray.cluster.worker import train_worker
 from ftray.errors import RunFailedError
-from ftray.events import FitEnded, Log
+from ftray.events import FitEnded
 from ftray.record.session import RunSession
 from ftray.training.job import Job
 
@@ -30,27 +31,6 @@ CONTROLLER_FAILURES = 3
 PREEMPTIONS = 100
 WIND_DOWN_S = 30.0
 SNAPSHOT = "checkpoints/checkpoint_manager_snapshot.json"
-
-
-class FailAtOnce(UserCallback):  # type: ignore[misc]
-    """Runs in Ray Train's controller: errors that would come again are not tried again.
-
-    Args:
-        mailbox: where a loss is announced.
-    """
-
-    def __init__(self, mailbox: Any) -> None:
-        self._mailbox = mailbox
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """End the run for a `FatalError`; lost workers go on to Ray's failure policy."""
-        for error in worker_exceptions.values():
-            fatal = find_fatal(error)
-            if fatal is not None:
-                raise fatal
-        ranks = ", ".join(str(rank) for rank in sorted(worker_exceptions))
-        message = f"Workers were lost (reported by rank {ranks}); from the newest checkpoint again"
-        self._mailbox.push.remote([Log(level="WARNING", message=message)])
 
 
 class TrainerWithoutCleaner(TorchTrainer):  # type: ignore[misc]
@@ -168,28 +148,6 @@ def _pass_on(mailbox: Any, session: RunSession) -> None:
         ) from error
     for event in events:
         session.emit(event)
-
-
-def find_fatal(error: BaseException | None) -> FatalError | None:
-    """The `FatalError` inside Ray's wrappings, if there is one."""
-    seen: set[int] = set()
-    waiting: list[Any] = [error]
-    while waiting:
-        current = waiting.pop()
-        if current is None or id(current) in seen:
-            continue
-        seen.add(id(current))
-        if isinstance(current, FatalError):
-            return current
-        waiting += [
-            current.__cause__,
-            current.__context__,
-            getattr(current, "cause", None),
-            getattr(current, "_base_exc", None),
-            getattr(current, "controller_failure", None),
-            *(getattr(current, "worker_failures", None) or {}).values(),
-        ]
-    return None
 
 
 def _readable(error: BaseException) -> Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import platform
 import traceback
@@ -16,6 +17,8 @@ from ray.train.v2._internal.execution import context as reports
 
 from ftray.cluster.actors import ActorScorer, load_scorers
 from ftray.cluster.bridge import Sender
+from ftray.cluster.failures import FatalError
+from ftray.collector import collector_paused
 from ftray.errors import FtrayError, StorageError
 from ftray.events import Event, Log
 from ftray.record.storage import Storage
@@ -27,21 +30,7 @@ from ftray.runtime.process_group import (
 )
 from ftray.training.loop import Loop
 
-__all__ = ["FatalError", "RayRuntime", "train_worker"]
-
-
-class FatalError(Exception):
-    """An error that another attempt would meet again: the run fails at once.
-
-    Args:
-        kind: name of the `FtrayError` class, or "" for any other exception.
-        message: what happened.
-    """
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(kind, message)
-        self.kind = kind
-        self.message = message
+__all__ = ["RayRuntime", "train_worker"]
 
 
 class RayRuntime:
@@ -112,7 +101,10 @@ def train_worker(setup: dict[str, Any]) -> Any:
         _check_storage(job.run_uri)
         if runtime.rank == 0:
             load_scorers(setup["scorers"], setup["job"])
-        return Loop(job, runtime).run()
+        with collector_paused():
+            loop = Loop(job, runtime)
+        gc.freeze()  # this process holds what was imported for as long as it lives
+        return loop.run()
     except LostWorkersError:
         raise
     except FtrayError as error:

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ftray.collector import collector_paused
 from ftray.config import FitConfig
 from ftray.errors import ConfigError, DataError, RunFailedError, StorageError
 from ftray.events import Log
@@ -51,7 +52,8 @@ def drive(
     with closing(session):
         if config.num_workers == 0:  # it takes seconds, and nothing is on record yet
             session.show(Log(message=f"Loading the model {config.model}"))
-        train = _trainer(start, session)
+        with collector_paused():
+            train = _trainer(start, session)
         with session.stop.on_signals(session.say):
             take(start.place, config)
             _keep_model(start)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftray.collector import collector_paused
 from ftray.config import FitConfig, is_live
 from ftray.launch.places import MODEL, Place, find_place
 from ftray.record.environment import environment
@@ -52,18 +53,22 @@ def made_ready(config: FitConfig) -> Iterator[Start]:
     """
     place = find_place(config)
     with _copied_model(config) as live:
-        from ftray.training.job import prepare
-
-        if live is None:
-            job = prepare(config, place.storage.uri)
-        else:
-            named = config.model_copy(update={"model": str(live.folder)})
-            job = _of_copy(prepare(named, place.storage.uri), live, place)
+        with collector_paused():
+            job = _job(config, live, place)
         facts = _facts(config, job, live)
         if place.resumed:
             check_same(RecordReader(place.storage).config(), facts, place.storage.uri)
         copy = None if live is None else live.folder
         yield Start(place=place, job=job, facts=facts, model_copy=copy)
+
+
+def _job(config: FitConfig, live: LiveModel | None, place: Place) -> Job:
+    from ftray.training.job import prepare
+
+    if live is None:
+        return prepare(config, place.storage.uri)
+    named = config.model_copy(update={"model": str(live.folder)})
+    return _of_copy(prepare(named, place.storage.uri), live, place)
 
 
 @contextmanager

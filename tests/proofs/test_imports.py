@@ -19,6 +19,8 @@ LIGHT = {
     "import ftray": HEAVY,
     f"from ftray.callbacks import {', '.join(callbacks.__all__)}": HEAVY,
     "import ftray.config": HEAVY,
+    # what Ray's controller and the mailbox import: they start while workers wait for a core
+    "import ftray.cluster.bridge, ftray.cluster.failures": ["torch", "transformers", "faiss"],
     # num_workers=0: the loop, with all that it needs, knows no Ray
     "import ftray.training.loop, ftray.runtime.local, sentence_transformers": ["ray"],
 }

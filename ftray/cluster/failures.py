@@ -1,0 +1,71 @@
+"""What ends a run on Ray at once, and what is tried again.
+
+Ray Train's controller imports this: it needs neither torch nor the loop.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.train import UserCallback
+
+from ftray.events import Log
+
+__all__ = ["FailAtOnce", "FatalError", "find_fatal"]
+
+
+class FatalError(Exception):
+    """An error that another attempt would meet again: the run fails at once.
+
+    Args:
+        kind: name of the `FtrayError` class, or "" for any other exception.
+        message: what happened.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(kind, message)
+        self.kind = kind
+        self.message = message
+
+
+def find_fatal(error: BaseException | None) -> FatalError | None:
+    """The `FatalError` inside Ray's wrappings, if there is one."""
+    seen: set[int] = set()
+    waiting: list[Any] = [error]
+    while waiting:
+        current = waiting.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, FatalError):
+            return current
+        waiting += [
+            current.__cause__,
+            current.__context__,
+            getattr(current, "cause", None),
+            getattr(current, "_base_exc", None),
+            getattr(current, "controller_failure", None),
+            *(getattr(current, "worker_failures", None) or {}).values(),
+        ]
+    return None
+
+
+class FailAtOnce(UserCallback):  # type: ignore[misc]
+    """Runs in Ray Train's controller: errors that would come again are not tried again.
+
+    Args:
+        mailbox: where a loss is announced.
+    """
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """End the run for a `FatalError`; lost workers go on to Ray's failure policy."""
+        for error in worker_exceptions.values():
+            fatal = find_fatal(error)
+            if fatal is not None:
+                raise fatal
+        ranks = ", ".join(str(rank) for rank in sorted(worker_exceptions))
+        message = f"Workers were lost (reported by rank {ranks}); from the newest checkpoint again"
+        self._mailbox.push.remote([Log(level="WARNING", message=message)])
