@@ -24,7 +24,7 @@ from ftray.training.job import Job
 
 __all__ = ["fit_on_ray"]
 
-POLL_S = 0.1
+POLL_S = 0.25
 COLLECTIVE_TIMEOUT_S = int(SCORE_TIMEOUT_S) + 300
 """Ranks wait for each other while rank 0 waits for the scores."""
 CONTROLLER_FAILURES = 3
