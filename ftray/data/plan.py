@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Iterator
 from typing import Literal, Protocol
 
 import numpy as np
@@ -22,6 +23,8 @@ __all__ = ["ClassBalancedPlan", "PairsPlan", "Plan", "RandomPlan", "make_plan"]
 
 Rows = npt.NDArray[np.int64]
 Sampler = Literal["class", "random", "pairs"]
+
+TRADES_PER_STEP = 10
 
 
 class Plan(Protocol):
@@ -104,11 +107,12 @@ class ClassBalancedPlan(_EpochwisePlan):
     P is `batch_size // items_per_class`, but at least 2 and at most the number of classes; K is
     `batch_size // P`, so that P·K is the batch size, or as near below it as whole rows allow. Each
     class is cut into chunks of K rows; a last short chunk is topped up with other rows of its
-    class. The chunks are dealt over `ceil(chunks / P)` steps so that no step holds a class twice,
-    and steps with fewer than P classes are filled with chunks of other classes: rows of small
-    classes come more than once in an epoch. A class with more chunks than there are steps shows
-    only that many per epoch and goes on from there in the next one (`left_out` counts its other
-    rows). A class with fewer than K rows gives all it has, and is the only one to give fewer.
+    class. The chunks are dealt over `ceil(chunks / P)` steps so that no step holds a class twice
+    and classes meet at random, and steps with fewer than P classes are filled with chunks of other
+    classes: rows of small classes come more than once in an epoch. A class with more chunks than
+    there are steps shows only that many per epoch and goes on from there in the next one
+    (`left_out` counts its other rows). A class with fewer than K rows gives all it has, and is the
+    only one to give fewer.
     """
 
     def __init__(
@@ -124,26 +128,27 @@ class ClassBalancedPlan(_EpochwisePlan):
 
     def _prepare(self, epoch: int) -> tuple[list[Rows], int]:
         rng = np.random.default_rng((self.seed, epoch))
-        class_order = rng.permutation(len(self._members))
-        steps: list[list[Rows]] = [[] for _ in range(self.steps_per_epoch)]
-        held: list[set[int]] = [set() for _ in range(self.steps_per_epoch)]
+        class_order = rng.permutation(len(self._members)).tolist()
+        held: list[list[int]] = [[] for _ in range(self.steps_per_epoch)]
+        chunks: dict[int, Iterator[Rows]] = {}
         left_out, position = 0, 0
         for c in class_order:
-            chunks, hidden = self._chunks(int(c), epoch)
+            own, hidden = self._chunks(c, epoch)
+            chunks[c] = iter(own)
             left_out += hidden
-            for chunk in chunks:
-                at = position % self.steps_per_epoch
-                steps[at].append(chunk)
-                held[at].add(int(c))
+            for _ in own:
+                held[position % self.steps_per_epoch].append(c)
                 position += 1
+        _mix(held, rng)
+        steps = [[next(chunks[c]) for c in classes] for classes in held]
         spare = 0
         for step, classes in zip(steps, held, strict=True):
             while len(step) < self.classes_per_step:
-                c = int(class_order[spare % len(class_order)])
+                c = class_order[spare % len(class_order)]
                 spare += 1
                 if c not in classes:
                     step.append(self._extra_chunk(c, epoch, spare))
-                    classes.add(c)
+                    classes.append(c)
         return [np.concatenate(step) for step in steps], left_out
 
     def _chunks(self, c: int, epoch: int) -> tuple[list[Rows], int]:
@@ -183,6 +188,24 @@ class ClassBalancedPlan(_EpochwisePlan):
     def _pass(self, c: int, number: int) -> Rows:
         members = self._members[c]
         return members[np.random.default_rng((self.seed, c, number)).permutation(len(members))]
+
+
+def _mix(held: list[list[int]], rng: np.random.Generator) -> None:
+    """Let steps trade classes at random, in place; each keeps its number, and none twice.
+
+    Dealt one after the other, the same classes would meet in several steps of an epoch and others
+    in none: each class would be contrasted with few of the others. (The trades are those of the
+    curveball algorithm, Strona et al. 2014.)
+    """
+    for _ in range(TRADES_PER_STEP):
+        order = rng.permutation(len(held)).tolist()
+        for a, b in zip(order[::2], order[1::2], strict=False):
+            in_a, in_b = set(held[a]), set(held[b])
+            only_a = [c for c in held[a] if c not in in_b]
+            only_b = [c for c in held[b] if c not in in_a]
+            pool = rng.permutation(only_a + only_b).tolist()
+            both = [c for c in held[a] if c in in_b]
+            held[a], held[b] = both + pool[: len(only_a)], both + pool[len(only_a) :]
 
 
 class PairsPlan(_EpochwisePlan):

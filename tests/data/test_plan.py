@@ -318,3 +318,20 @@ def test_classes_of_one_row_each_have_nothing_to_learn() -> None:
             items_per_class=2,
             seed=0,
         )
+
+
+def test_a_class_meets_many_others_within_an_epoch() -> None:
+    """77 classes of 20 rows, 16 of 4 a step: each class stands in 5 steps of 15 others."""
+    classes = np.repeat(np.arange(77), 20)
+    plan = ClassBalancedPlan(classes, 64, 4, seed=0)
+    for epoch in range(3):
+        met: dict[int, set[int]] = {c: set() for c in range(77)}
+        sets = set()
+        for step in range(plan.steps_per_epoch):
+            found = np.unique(classes[plan.rows(epoch, step)]).tolist()
+            sets.add(tuple(found))
+            for c in found:
+                met[c] |= set(found) - {c}
+        assert len(sets) == plan.steps_per_epoch
+        # 5 draws of 15 among 76 meet 51 on average; dealt in a row it would be 15
+        assert 45 < np.mean([len(others) for others in met.values()]) < 57
