@@ -173,7 +173,16 @@ def library_loss(
     from pytorch_metric_learning import losses
 
     filled = _filled_in(name, embedding_dim, n_groups, options)
-    return _made(where, getattr(losses, name), options, filled)
+    loss = _made(where, getattr(losses, name), options, filled)
+    if name == "HistogramLoss":
+        distance: torch.nn.Module = loss.distance  # type: ignore[assignment]
+        distance.register_forward_hook(_below_one)
+    return loss
+
+
+def _below_one(module: torch.nn.Module, arguments: Any, similarities: Tensor) -> Tensor:
+    """HistogramLoss has no bin for a similarity of 1, that of a text under two labels."""
+    return similarities.clamp(max=1 - 1e-6)
 
 
 def learns_classes(name: str, options: Mapping[str, Any]) -> bool:

@@ -7,7 +7,6 @@ autograd, so that agreement is not agreement on something wrong.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -40,14 +39,6 @@ WORLD_SIZES = [1, 2, 4]
 ALONE = SingleProcess(torch.device("cpu"))
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")  # HistogramLoss
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

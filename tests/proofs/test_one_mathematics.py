@@ -8,7 +8,6 @@ autograd over one padded forward of all texts.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +53,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         name: str(tiny_text_model(root / str(i), **options))
         for i, (name, options) in enumerate(MODELS.items())
     }
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
