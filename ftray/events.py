@@ -26,6 +26,7 @@ __all__ = [
     "Progress",
     "RankStep",
     "StepEnded",
+    "StepsDiscarded",
     "event_from_json",
 ]
 
@@ -142,8 +143,11 @@ class Progress(Event):
 class EvaluationEnded(Event):
     """One evaluation: metrics over all its data, and what a report needs of the single ones.
 
-    `when` is "before" (before training), "step" (in mid-epoch) or "epoch"; `global_step` is the
-    step whose weights were evaluated. `metrics` carries no caption; `keys` maps each metric to the
+    `when` is "before" (training), "step" (in mid-epoch), "epoch", or "final" (after training);
+    `global_step` is the step whose weights were evaluated. `weights` is empty for the weights of
+    that step; otherwise it names others that were derived from them: an interpolation between the
+    pre-trained and the trained ones (WiSE-FT) has its `alpha`. `overlapped`: training went on
+    meanwhile. `metrics` carries no caption; `keys` maps each metric to the
     key under which callbacks and `run.metrics()` know it. `per_query` is a pyarrow.Table with one
     row per query, or per scored pair: the record keeps it as Parquet beside the events. A retrieval
     has queries and documents, an evaluation with scored pairs has pairs.
@@ -165,6 +169,9 @@ class EvaluationEnded(Event):
     rows_encoded: list[int]
     examples: dict[str, list[dict[str, Any]]] | None = None
     wall_s: float
+    weights: str = ""
+    alpha: float | None = None
+    overlapped: bool = False
     per_query: Any = field(default=None, metadata={"attachment": True}, compare=False)
 
 
@@ -205,8 +212,27 @@ class CheckpointRemoved(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepsDiscarded(Event):
+    """Training went on while an evaluation overlapped it, which then said to stop earlier.
+
+    The run stands at this epoch and step (the next ones to train); what the record holds beyond is
+    not part of it.
+    """
+
+    kind: ClassVar[str] = "steps_discarded"
+    milestone: ClassVar[bool] = True
+    epoch: int
+    step: int
+    global_step: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class FitEnded(Event):
-    """The loop is over; `artifact_step` is the global step whose weights the artifact holds."""
+    """The loop is over; `artifact_step` is the global step whose weights the artifact holds.
+
+    `artifact_weights` names the weights that were derived from those, as in `EvaluationEnded`.
+    """
 
     kind: ClassVar[str] = "fit_ended"
     milestone: ClassVar[bool] = True
@@ -215,5 +241,6 @@ class FitEnded(Event):
     epochs_done: int
     global_step: int
     artifact_step: int
+    artifact_weights: str = ""
     best: dict[str, Any] | None
     seconds: dict[str, float]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from ftray.callbacks.base import Callback, Evaluate, State
 from ftray.config import CsvOptions
@@ -41,16 +41,23 @@ class EvaluationCallback(Callback):
             are the same data set or carry ids of their own.
         limit: k, how many documents are retrieved.
         distance: "cosine", "euclidean", "sqeuclidean" or "dot".
+        steps_per_interval: evaluate every so many training steps too; EarlyStopping then counts
+            evaluations.
         gather_examples: keep the rankings of some queries before and after training; not with
             scored pairs, of which `run.per_query()` has every one.
         num_example_queries: of how many queries.
         caption: prefix of this evaluation's metric keys; needed where there are several.
+        overlap: train on while the weights of this moment are evaluated elsewhere: on Ray in an
+            actor, in this process in a thread. What depends on the results (best weights, early
+            stopping) is decided for the step that was evaluated, as without overlap.
         columns: our column names to those of the data.
         csv_options: as in `fit`.
 
     Raises:
         ConfigError: for values that cannot work.
     """
+
+    order: ClassVar[int] = 10
 
     def __init__(
         self,
@@ -61,14 +68,21 @@ class EvaluationCallback(Callback):
         exclude_self: bool = True,
         limit: int = 20,
         distance: str = "cosine",
+        steps_per_interval: int | None = None,
         gather_examples: bool = False,
         num_example_queries: int = 5,
         caption: str | None = None,
+        overlap: bool = False,
         columns: Mapping[str, str] | None = None,
         csv_options: Mapping[str, Any] | CsvOptions | None = None,
     ) -> None:
         check_distance(distance)
-        for name, value in (("limit", limit), ("batch_size", batch_size)):
+        interval = 1 if steps_per_interval is None else steps_per_interval
+        for name, value in (
+            ("limit", limit),
+            ("batch_size", batch_size),
+            ("steps_per_interval", interval),
+        ):
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"EvaluationCallback: {name} = {value!r}: a positive number")
         if caption is not None and not re.fullmatch(r"\w[\w.\- ]{0,63}", caption):
@@ -84,9 +98,11 @@ class EvaluationCallback(Callback):
         self.exclude_self = exclude_self
         self.limit = limit
         self.distance = distance
+        self.steps_per_interval = steps_per_interval
         self.gather_examples = gather_examples
         self.num_example_queries = num_example_queries
         self.caption = caption
+        self.overlap = overlap
         self.columns = columns
         self.csv_options = csv_options
         self.number = -1
@@ -118,6 +134,8 @@ class EvaluationCallback(Callback):
             "caption": self.caption,
             "batch_size": self.batch_size,
             "distance": self.distance,
+            "overlap": self.overlap,
+            "steps_per_interval": self.steps_per_interval,
         }
         if isinstance(data, PairSet):
             if self.gather_examples:
@@ -158,6 +176,13 @@ class EvaluationCallback(Callback):
     def on_fit_begin(self, state: State) -> Evaluate | None:
         """Evaluate the given weights, unless a restarted run has done so."""
         return Evaluate(self.number) if state.global_step == 0 else None
+
+    def on_train_batch_end(self, state: State) -> Evaluate | None:
+        """Evaluate in mid-epoch, where that was asked for."""
+        every = self.steps_per_interval
+        if every is None or state.global_step % every or state.step + 1 == state.steps_per_epoch:
+            return None
+        return Evaluate(self.number)
 
     def on_train_epoch_end(self, state: State) -> Evaluate:
         """Evaluate the epoch's weights."""

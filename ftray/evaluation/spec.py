@@ -73,6 +73,8 @@ class EvaluationSpec(ABC):
         data: what is evaluated with.
         batch_size: texts encoded at a time.
         distance: one of `DISTANCES`.
+        overlap: whether training goes on meanwhile.
+        steps_per_interval: every how many training steps it is done, or None.
     """
 
     metrics: ClassVar[tuple[str, ...]]
@@ -83,6 +85,8 @@ class EvaluationSpec(ABC):
     data: RetrievalSet | PairSet
     batch_size: int
     distance: str
+    overlap: bool = False
+    steps_per_interval: int | None = None
 
     @property
     @abstractmethod

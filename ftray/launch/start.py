@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -54,12 +55,18 @@ def made_ready(config: FitConfig) -> Iterator[Start]:
     place = find_place(config)
     with _copied_model(config) as live:
         with collector_paused():
-            job = _job(config, live, place)
+            job = replace(_job(config, live, place), run_id=_run_id(place))
         facts = _facts(config, job, live)
         if place.resumed:
             check_same(RecordReader(place.storage).config(), facts, place.storage.uri)
         copy = None if live is None else live.folder
         yield Start(place=place, job=job, facts=facts, model_copy=copy)
+
+
+def _run_id(place: Place) -> str:
+    """Eight letters; those of the run that is resumed, if it has any."""
+    known = RecordReader(place.storage).config().get("run_id") if place.resumed else None
+    return str(known or uuid.uuid4().hex[:8])
 
 
 def _job(config: FitConfig, live: LiveModel | None, place: Place) -> Job:
@@ -108,6 +115,7 @@ def _facts(config: FitConfig, job: Job, live: LiveModel | None) -> dict[str, Any
     model = {} if live is None else {"name": live.name, "fingerprint": live.fingerprint}
     return {
         "run": job.run_uri,
+        "run_id": job.run_id,
         "config": {**values, "batch_size": job.batch_size, "sampler": job.sampler},
         **({"model": model} if model else {}),
         "reproducible": all(exact for _, exact in found.values()),

@@ -62,6 +62,7 @@ class Job:
         notes: what was read and decided, for the log.
         provenance: name, fingerprint and rows of each data source.
         licence: of the base model, None where it is not known.
+        run_id: what distinguishes this run from all others; kept when it is resumed.
     """
 
     config: FitConfig
@@ -76,6 +77,7 @@ class Job:
     notes: tuple[str, ...]
     provenance: dict[str, Any]
     licence: str | None = None
+    run_id: str = ""
 
     def plan(self) -> Plan:
         """The steps of every epoch."""

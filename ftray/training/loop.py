@@ -319,7 +319,9 @@ class Loop:
             if isinstance(decision, Stop):
                 self.stop = self.stop or decision
             elif isinstance(decision, Evaluate):
-                self._evaluate(decision.number, when)
+                every = range(len(self.job.evaluations))
+                for number in every if decision.number is None else (decision.number,):
+                    self._evaluate(number, when)
             elif isinstance(decision, LogMetrics):
                 values = {name: float(value) for name, value in decision.metrics.items()}
                 self.position.metrics.update(values)
@@ -371,6 +373,7 @@ class Loop:
             metrics=MappingProxyType(dict(self.position.metrics)),
             learning_rates=MappingProxyType(self.learner.learning_rates()),
             run_path=self.job.run_uri,
+            run_id=self.job.run_id,
             model_name=self.config.model,
         )
 
