@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import ftray
 from ftray.callbacks import BestModelCheckpoint, Callback, EarlyStopping, EvaluationCallback
-from ftray.callbacks.base import HOOKS, LogMetrics, Stop
+from ftray.callbacks.base import FINETUNER_HOOKS, LogMetrics, Stop
 from ftray.errors import ConfigError, RunExistsError, RunFailedError
 
 
@@ -158,7 +158,7 @@ class Recorder(Callback):
         self.trace = []
 
     def __getattribute__(self, name):
-        if name in HOOKS:
+        if name in FINETUNER_HOOKS:
             return lambda state, *rest: self.trace.append(name)
         return super().__getattribute__(name)
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from ftray.callbacks.base import Callback, Decision, Say, State, Stop
-from ftray.callbacks.monitor import Mode, Monitor, Patience, resolve_mode
+from ftray.callbacks.monitor import (
+    Mode,
+    Monitor,
+    Patience,
+    missing_note,
+    monitored,
+    resolve_mode,
+)
 from ftray.errors import ConfigError
 from ftray.words import counted
 
@@ -15,6 +22,9 @@ __all__ = ["EarlyStopping"]
 
 class EarlyStopping(Callback):
     """Stop after `patience` epochs in a row without improvement.
+
+    A metric of an EvaluationCallback with `steps_per_interval` is looked at in mid-epoch too:
+    patience counts evaluations then, and the log says so.
 
     Args:
         monitor: "train_loss", "val_loss", or a metric of an EvaluationCallback.
@@ -27,6 +37,8 @@ class EarlyStopping(Callback):
     Raises:
         ConfigError: for a patience below 1, a negative delta, or an unknown mode.
     """
+
+    order: ClassVar[int] = 75
 
     def __init__(
         self,
@@ -48,6 +60,8 @@ class EarlyStopping(Callback):
         self.mode = resolve_mode(monitor, mode)
         self.min_delta = min_delta
         self.baseline = baseline
+        self.counts = "epoch"
+        """What patience counts: "epoch" or "evaluation"."""
         self._rule = Patience(Monitor(self.mode, min_delta, baseline), patience)
 
     @property
@@ -55,16 +69,18 @@ class EarlyStopping(Callback):
         """Epochs in a row without improvement after which training stops."""
         return self._rule.patience
 
-    def on_epoch_end(self, state: State) -> list[Decision]:
-        """Take this epoch's value."""
-        value = state.metrics.get(self.monitor, math.nan)
+    def on_metrics(self, state: State) -> list[Decision]:
+        """Take this value."""
+        value = monitored(state, self.monitor)
+        if value is None:
+            return []
         self._rule.update(value)
         if not self._rule.exhausted:
-            return []
+            return missing_note("EarlyStopping", state, self.monitor)
         saved = state.epochs - state.epoch - 1
         best = self._rule.monitor.best
         reason = (
-            f"no improvement of '{self.monitor}' for {counted(self.patience, 'epoch')} "
+            f"no improvement of '{self.monitor}' for {counted(self.patience, self.counts)} "
             f"(now {value:.5f}, best {best if best is not None else math.nan:.5f})"
         )
         epochs = counted(state.epochs, "epoch")

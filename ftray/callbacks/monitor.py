@@ -11,10 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ftray.callbacks.base import Decision, Say, State
 from ftray.config import model_prefix
 from ftray.errors import ConfigError, nearest
 
-__all__ = ["Mode", "Monitor", "Patience", "check_monitor", "resolve_mode"]
+__all__ = ["Mode", "Monitor", "Patience", "check_monitor", "missing_note", "monitored"]
+__all__ += ["resolve_mode"]
 
 Mode = Literal["auto", "min", "max"]
 
@@ -61,6 +63,24 @@ def check_monitor(owner: str, monitor: str, keys: Iterable[str], model: str = ""
             f"It will have: {', '.join(known)}"
         )
     return monitor
+
+
+def monitored(state: State, monitor: str) -> float | None:
+    """The value to judge at a step; None if this step did not measure it.
+
+    At an epoch's end every metric is due: one that is missing is NaN, which improves on nothing.
+    """
+    if monitor in state.fresh:
+        return state.metrics[monitor]
+    return math.nan if "train_loss" in state.fresh else None
+
+
+def missing_note(owner: str, state: State, monitor: str) -> list[Decision]:
+    """A warning, where an epoch's end lacks the metric: that counts as no improvement."""
+    if monitor in state.fresh:
+        return []
+    said = f"{owner}: '{monitor}' has no value at this epoch's end, which counts as no improvement"
+    return [Say(said, "WARNING")]
 
 
 @dataclass

@@ -12,6 +12,10 @@ from ftray.callbacks.base import Callback
 from ftray.callbacks.best_model import BestModelCheckpoint
 from ftray.callbacks.early_stopping import EarlyStopping
 from ftray.callbacks.evaluation import EvaluationCallback
+from ftray.callbacks.tensorboard_logger import TensorBoardLogger
+from ftray.callbacks.training_checkpoint import TrainingCheckpoint
+from ftray.callbacks.wandb_logger import WandBLogger
+from ftray.callbacks.wise_ft import WiSEFTCallback
 from ftray.config import is_yes_for_a_number
 from ftray.errors import ConfigError, nearest
 
@@ -21,16 +25,24 @@ CALLBACKS: dict[str, type[Callback]] = {
     "BestModelCheckpoint": BestModelCheckpoint,
     "EarlyStopping": EarlyStopping,
     "EvaluationCallback": EvaluationCallback,
+    "TensorBoardLogger": TensorBoardLogger,
+    "TrainingCheckpoint": TrainingCheckpoint,
+    "WandBLogger": WandBLogger,
+    "WiSEFTCallback": WiSEFTCallback,
 }
 
 
 def resolve_callbacks(given: list[Any]) -> list[Callback]:
     """Callback objects from objects, names, or one-key mappings `{name: {option: value}}`.
 
+    They come in the order in which they are called, which does not hang on the order of the list
+    but for callbacks of one kind (`Callback.order`).
+
     Raises:
         ConfigError: for an unknown name or option, with the nearest one.
     """
-    return [_resolve(entry, i) for i, entry in enumerate(given)]
+    found = [_resolve(entry, i) for i, entry in enumerate(given)]
+    return sorted(found, key=lambda callback: callback.order)
 
 
 def _resolve(entry: Any, place: int) -> Callback:
@@ -63,9 +75,10 @@ def _build(name: str, options: dict[str, Any], place: int) -> Callback:
             f"callbacks[{place}]: there is no callback '{name}'.{nearest(name, CALLBACKS)}"
         )
     cls = CALLBACKS[name]
-    known = [p for p in inspect.signature(cls.__init__).parameters if p != "self"]
+    parameters = [*inspect.signature(cls.__init__).parameters.values()][1:]
+    known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
     for option in options:
-        if option not in known:
+        if option not in known and len(known) == len(parameters):  # else the class judges it
             raise ConfigError(
                 f"callbacks[{place}]: {name} has no option '{option}'.{nearest(option, known)}"
             )

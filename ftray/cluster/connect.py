@@ -40,11 +40,12 @@ JOINED_DEFAULTS = ("OMP_WAIT_POLICY", "TOKENIZERS_PARALLELISM")
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """What the workers of a fit get."""
+    """What the workers of a fit get, and the GPUs that nobody uses then."""
 
     num_workers: int
     use_gpu: bool
     cpus_per_worker: int
+    spare_gpus: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,8 +198,12 @@ def place(config: FitConfig) -> Placement:
             f"{counted(gpus, 'GPU')}. "
             f"Give num_workers: {gpus}, or device: cpu"
         )
+    free = ray.available_resources().get("GPU", 0.0)
     return Placement(
-        num_workers=workers, use_gpu=use_gpu, cpus_per_worker=_cpus_for_each(workers, use_gpu)
+        num_workers=workers,
+        use_gpu=use_gpu,
+        cpus_per_worker=_cpus_for_each(workers, use_gpu),
+        spare_gpus=max(0.0, free - workers) if use_gpu else 0.0,
     )
 
 

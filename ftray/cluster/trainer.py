@@ -15,6 +15,7 @@ from ftray.callbacks.best_model import BestModelCheckpoint
 from ftray.cluster.actors import SCORE_TIMEOUT_S, start_scorers
 from ftray.cluster.bridge import open_mailbox
 from ftray.cluster.connect import Placement, connected, place
+from ftray.cluster.evaluators import start_evaluators
 from ftray.cluster.failures import FailAtOnce, find_fatal
 from ftray.cluster.worker import train_worker
 from ftray.errors import RunFailedError
@@ -59,13 +60,19 @@ def fit_on_ray(job: Job, session: RunSession) -> FitEnded:
             session.say(f"Ray dashboard: {dashboard}")
         mailbox = open_mailbox()
         scorers = start_scorers(len(job.evaluations))
+        evaluators = start_evaluators(job, placement.spare_gpus)
         try:
-            setup = {"job": ray.put(job), "mailbox": mailbox, "scorers": scorers}
+            setup = {
+                "job": ray.put(job),
+                "mailbox": mailbox,
+                "scorers": scorers,
+                "evaluators": evaluators,
+            }
             session.storage.delete(SNAPSHOT)  # we continue from our own record
             trainer = _trainer(job, setup, placement, cleaner=dashboard is not None)
             return _watch(trainer, mailbox, session)
         finally:
-            for actor in (mailbox, *scorers):
+            for actor in (mailbox, *scorers, *evaluators.values()):
                 ray.kill(actor)
 
 

@@ -17,6 +17,7 @@ from ray.train.v2._internal.execution import context as reports
 
 from ftray.cluster.actors import ActorScorer, load_scorers
 from ftray.cluster.bridge import Sender
+from ftray.cluster.evaluators import ActorEvaluator
 from ftray.cluster.failures import FatalError
 from ftray.collector import collector_paused
 from ftray.errors import FtrayError, StorageError
@@ -39,9 +40,10 @@ class RayRuntime:
     Args:
         sender: the way to the driver.
         scorers: handles of the evaluation actors.
+        evaluator: the way to those that evaluate while training goes on.
     """
 
-    def __init__(self, sender: Sender, scorers: Sequence[Any]) -> None:
+    def __init__(self, sender: Sender, scorers: Sequence[Any], evaluator: ActorEvaluator) -> None:
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
@@ -57,6 +59,7 @@ class RayRuntime:
         self.barrier = group.barrier
         self._sender = sender
         self._scorers = [ActorScorer(actor) for actor in scorers]
+        self.evaluator = evaluator
 
     def emit(self, event: Event) -> None:
         """Send an event towards the driver; never waits."""
@@ -96,7 +99,8 @@ def train_worker(setup: dict[str, Any]) -> Any:
     logging.getLogger(reports.__file__).setLevel(logging.WARNING)  # our record says it better
     sender = Sender(setup["mailbox"])
     job = ray.get(setup["job"])
-    runtime = RayRuntime(sender, setup["scorers"])
+    evaluator = ActorEvaluator(setup["evaluators"], setup["job"])
+    runtime = RayRuntime(sender, setup["scorers"], evaluator)
     try:
         _check_storage(job.run_uri)
         if runtime.rank == 0:

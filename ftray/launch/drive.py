@@ -15,6 +15,7 @@ from ftray.events import Log
 from ftray.launch.places import MODEL, take
 from ftray.launch.start import Start, made_ready
 from ftray.record.session import RunSession
+from ftray.report.live import reported
 from ftray.run import Run
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def drive(
             session.show(Log(message=f"Loading the model {config.model}"))
         with collector_paused():
             train = _trainer(start, session)
-        with session.stop.on_signals(session.say):
+        with reported(session), session.stop.on_signals(session.say):
             take(start.place, config)
             _keep_model(start)
             return _run(start, session, train, opened)
@@ -72,11 +73,13 @@ def _trainer(start: Start, session: RunSession) -> Callable[[], FitEnded]:
 
         from ftray.runtime.local import LocalRuntime, local_device
         from ftray.training.loop import Loop
+        from ftray.training.overlap import ThreadEvaluator
 
         device = local_device(job.config.device)
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError("device = 'cuda', but torch sees no GPU here: 'cpu', or 'auto'")
-        runtime = LocalRuntime(device, job.evaluations, session.emit, session.stop)
+        evaluator = ThreadEvaluator(job, device)
+        runtime = LocalRuntime(device, job.evaluations, session.emit, session.stop, evaluator)
         if start.model_copy is None:
             return Loop(job, runtime).run
         loop = Loop(replace(job, model=str(start.model_copy)), runtime)

@@ -7,6 +7,7 @@ two implementations; the proofs use `ProcessGroupRuntime` directly.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ftray.events import Event
 
-__all__ = ["Collectives", "Runtime", "ScorerHandle"]
+__all__ = ["Collectives", "Evaluator", "Runtime", "ScorerHandle"]
 
 T = TypeVar("T")
 Floats = npt.NDArray[np.float32]
@@ -62,6 +63,30 @@ class ScorerHandle(Protocol):
         ...
 
 
+class Evaluator(Protocol):
+    """Evaluates copies of the weights while training goes on; used by rank 0 alone."""
+
+    def submit(self, ticket: int, number: int, weights: Mapping[str, Tensor]) -> None:
+        """Begin evaluation `number` of the job with these weights (on the CPU).
+
+        Returns soon, unless several evaluations are waiting already: then the oldest one's end is
+        awaited, so that their weights do not pile up.
+        """
+        ...
+
+    def finished(self, wait_s: float = 0.0) -> list[tuple[int, Any]]:
+        """Tickets and results (`Evaluated`) of what is done, after waiting for one at most so long.
+
+        Raises:
+            Exception: what an evaluation raised.
+        """
+        ...
+
+    def close(self) -> None:
+        """Drop what is not done."""
+        ...
+
+
 class Runtime(Collectives, Protocol):
     """Collectives, and the ways in and out of the loop.
 
@@ -69,6 +94,11 @@ class Runtime(Collectives, Protocol):
     """
 
     where: str
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """Rank 0 only: what evaluates while training goes on."""
+        ...
 
     def emit(self, event: Event) -> None:
         """Send an event to the driver side; returns at once."""

@@ -10,6 +10,7 @@ from ftray.evaluation.base import Scorer
 from ftray.evaluation.scorer import make_scorer
 from ftray.evaluation.spec import EvaluationSpec
 from ftray.events import Event
+from ftray.runtime.base import Evaluator
 from ftray.runtime.process_group import SingleProcess
 
 __all__ = ["LocalRuntime", "local_device"]
@@ -30,6 +31,7 @@ class LocalRuntime(SingleProcess):
         evaluations: what the scorers score.
         emit: takes every event.
         stop_requested: the reason to stop, or None.
+        evaluator: what evaluates while training goes on, if anything does.
     """
 
     where = "in this process"
@@ -40,11 +42,19 @@ class LocalRuntime(SingleProcess):
         evaluations: Sequence[EvaluationSpec],
         emit: Callable[[Event], None],
         stop_requested: Callable[[], str | None],
+        evaluator: Evaluator | None = None,
     ) -> None:
         super().__init__(device)
         self._scorers = [make_scorer(spec) for spec in evaluations]
         self._emit = emit
         self._stop_requested = stop_requested
+        self._evaluator = evaluator
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """What evaluates in a thread of its own."""
+        assert self._evaluator is not None, "made without one"
+        return self._evaluator
 
     def emit(self, event: Event) -> None:
         """Hand the event over, here and now."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ftray.callbacks.base import Callback, Decision, State
+from ftray.callbacks.base import Callback, Decision, Logger, Say, State
 from ftray.errors import FtrayError, RunFailedError
 from ftray.runtime.base import Collectives
 
@@ -16,14 +16,25 @@ __all__ = ["CallbackDispatcher"]
 class CallbackDispatcher:
     """Calls the hooks of all callbacks on rank 0, and shares what they decide.
 
+    A logger that raises hears no more, with a warning; any other callback that raises fails the
+    run.
+
     Args:
         callbacks: in the order in which their hooks are called.
         collectives: how decisions reach the other ranks.
+        say: takes a line for the log and its level.
     """
 
-    def __init__(self, callbacks: Sequence[Callback], collectives: Collectives) -> None:
+    def __init__(
+        self,
+        callbacks: Sequence[Callback],
+        collectives: Collectives,
+        say: Callable[[str, str], None],
+    ) -> None:
         self._callbacks = list(callbacks)
         self._collectives = collectives
+        self._say = say
+        self._silenced: set[int] = set()
         self._waiting: list[Decision] = []
 
     def call(self, hook: str, state: State, *arguments: Any) -> None:
@@ -31,7 +42,42 @@ class CallbackDispatcher:
         if self._collectives.rank != 0:
             return
         for callback in self._callbacks:
-            self._waiting.extend(_call(callback, hook, state, *arguments))
+            self._waiting.extend(self._call(callback, hook, state, *arguments))
+
+    def _call(self, callback: Callback, hook: str, state: State, *arguments: Any) -> list[Decision]:
+        if id(callback) in self._silenced:
+            return []
+        try:
+            return _call(callback, hook, state, *arguments)
+        except Exception as error:
+            if not isinstance(callback, Logger):
+                raise
+            self._silenced.add(id(callback))
+            self._say(f"{error}. It hears no more; the run goes on.", "WARNING")
+            return []
+
+    def end(self, state: State, status: str) -> None:
+        """Rank 0: have every callback close what it opened; what they decide counts no more.
+
+        Raises:
+            RunFailedError: if one fails at that after a run that ended well, once all were called.
+        """
+        if self._collectives.rank != 0:
+            return
+        failed: list[Exception] = []
+        for callback in self._callbacks:
+            try:
+                decisions = self._call(callback, "on_run_end", state, status)
+            except Exception as error:
+                failed.append(error)
+                continue
+            for decision in decisions:
+                if isinstance(decision, Say):
+                    self._say(decision.message, decision.level)
+        if failed and status in ("FINISHED", "STOPPED"):
+            raise failed[0]
+        for failure in failed:
+            self._say(str(failure), "ERROR")
 
     def decide(self, hook: str, state: State, *arguments: Any) -> list[Decision]:
         """Call a hook on rank 0 and give every rank all decisions that wait."""
@@ -60,6 +106,15 @@ class CallbackDispatcher:
                 ) from None
         return states
 
+    def rewind(self, states: list[dict[str, Any]]) -> None:
+        """Rank 0: take the states of an earlier step, whose later steps are discarded.
+
+        Those who judge points stay as they are: they have judged up to that step, and no further.
+        """
+        for callback, state in zip(self._callbacks, states, strict=True):
+            if type(callback).on_metrics is Callback.on_metrics:
+                _load(callback, state["state"])
+
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
         """Take up what `state_dict` gave.
 
@@ -73,11 +128,16 @@ class CallbackDispatcher:
                 f"The checkpoint was made with the callbacks {saved}, but this run has {present}: "
                 "give the same callbacks in the same order"
             )
-        for callback, name, state in zip(self._callbacks, present, states, strict=True):
-            try:
-                callback.load_state_dict(state["state"])
-            except KeyError as error:
-                raise RunFailedError(f"The checkpoint's state of {name} has no {error}") from None
+        for callback, state in zip(self._callbacks, states, strict=True):
+            _load(callback, state["state"])
+
+
+def _load(callback: Callback, state: dict[str, Any]) -> None:
+    try:
+        callback.load_state_dict(state)
+    except KeyError as error:
+        name = type(callback).__name__
+        raise RunFailedError(f"The checkpoint's state of {name} has no {error}") from None
 
 
 def _call(callback: Callback, hook: str, state: State, *arguments: Any) -> list[Decision]:

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from ftray.errors import StorageError
 from ftray.record.storage import Storage
 
-__all__ = ["Position", "latest_checkpoint", "load_weights", "read_checkpoint"]
+__all__ = ["Position", "amend_checkpoint", "checkpoint_names", "latest_checkpoint"]
+__all__ += ["load_weights", "read_checkpoint", "read_weights"]
 __all__ += ["remove_checkpoints", "write_checkpoint"]
 
 FOLDER = "checkpoints"
@@ -39,7 +40,8 @@ class Position:
 
     `epoch` and `step` are the next ones to train; `metrics` the newest values; `epoch_losses` loss
     and rows of each step of this epoch; `best` the best checkpoint so far, or None; `stopped` why
-    training is over before its last epoch; `callbacks` each callback's name and `state_dict`.
+    training is over before its last epoch; `callbacks` each callback's name and `state_dict`;
+    `points` the earlier steps whose evaluations are still under way.
     """
 
     epoch: int = 0
@@ -52,6 +54,7 @@ class Position:
     scaler: dict[str, Any] = field(default_factory=dict)
     epoch_losses: list[tuple[float, int]] = field(default_factory=list)
     stopped: str | None = None
+    points: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -60,16 +63,10 @@ class Position:
             return f"epoch-{self.epoch:04d}"
         return f"epoch-{self.epoch:04d}-step-{self.step:06d}"
 
-    def mark_best(self, monitor: str, value: float) -> None:
-        """The checkpoint to be written at this position is the best so far."""
-        self.best = {
-            "name": self.name,
-            "monitor": monitor,
-            "value": value,
-            "epoch": self.epoch,
-            "global_step": self.global_step,
-            "metrics": dict(self.metrics),
-        }
+    def move_to(self, other: Position) -> None:
+        """Become the other position."""
+        for name, value in vars(other).items():
+            setattr(self, name, value)
 
 
 def write_checkpoint(
@@ -91,6 +88,13 @@ def write_checkpoint(
     state = {"format": FORMAT, "optimizer": numbers, **asdict(position)}
     storage.write_text(f"{folder}/state.json", json.dumps(state))
     return name
+
+
+def amend_checkpoint(storage: Storage, position: Position) -> None:
+    """Write what is known by now of the position of a checkpoint; its weights stay."""
+    path = f"{FOLDER}/{position.name}/state.json"
+    state = json.loads(storage.read_text(path))
+    storage.write_text(path, json.dumps({**state, **asdict(position)}))
 
 
 def latest_checkpoint(storage: Storage) -> str | None:
@@ -133,16 +137,26 @@ def read_checkpoint(
     return Position(**state)
 
 
+def read_weights(storage: Storage, name: str) -> dict[str, Tensor]:
+    """A checkpoint's encoder weights, on the CPU."""
+    return _tensors(storage.read_bytes(f"{FOLDER}/{name}/model.safetensors"), name)
+
+
 def load_weights(storage: Storage, name: str, encoder: nn.Module) -> None:
     """Load a checkpoint's encoder weights in place."""
     _load(encoder, storage.read_bytes(f"{FOLDER}/{name}/model.safetensors"), name)
 
 
+def checkpoint_names(storage: Storage) -> list[str]:
+    """The names of all checkpoints, complete or not, in the order of their steps."""
+    return sorted(name for name in storage.names(FOLDER) if name.startswith("epoch-"))
+
+
 def remove_checkpoints(storage: Storage, keep: set[str]) -> list[str]:
     """Delete all checkpoints but those in `keep`; returns the names of the deleted."""
     gone = []
-    for name in storage.names(FOLDER):
-        if name.startswith("epoch-") and name not in keep:
+    for name in checkpoint_names(storage):
+        if name not in keep:
             _delete(storage, name)
             gone.append(name)
     return gone

@@ -93,7 +93,10 @@ def evaluate(
 def evaluation_event(
     spec: EvaluationSpec, done: Evaluated, scores: Scores, **place: Any
 ) -> EvaluationEnded:
-    """What the record keeps of an evaluation; `place` is when, epoch and global_step."""
+    """What the record keeps of an evaluation.
+
+    `place` is when, epoch, global_step, weights, alpha and overlapped.
+    """
     place.update(spec.counts)
     return EvaluationEnded(
         name=spec.name,
@@ -110,14 +113,22 @@ def evaluation_event(
 
 
 def evaluation_result(
-    spec: EvaluationSpec, number: int, done: Evaluated, **place: Any
+    spec: EvaluationSpec,
+    number: int,
+    metrics: dict[str, float],
+    scores: Scores | None,
+    **place: Any,
 ) -> EvaluationResult:
-    """What callbacks hear of an evaluation; `place` is when, epoch and global_step."""
+    """What callbacks hear of an evaluation.
+
+    `place` is when, epoch, global_step, weights and alpha; the scores are known on rank 0 alone.
+    """
     return EvaluationResult(
         number=number,
         caption=spec.caption,
-        metrics=MappingProxyType(done.metrics),
-        keys=MappingProxyType({name: spec.key(name) for name in done.metrics}),
+        metrics=MappingProxyType(metrics),
+        keys=MappingProxyType({name: spec.key(name) for name in metrics}),
+        examples=scores.examples if scores else None,
         **place,
     )
 

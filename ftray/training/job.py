@@ -7,6 +7,7 @@ starts.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,8 @@ from ftray.callbacks.best_model import BestModelCheckpoint
 from ftray.callbacks.evaluation import EvaluationCallback
 from ftray.callbacks.monitor import check_monitor
 from ftray.callbacks.registry import resolve_callbacks
+from ftray.callbacks.training_checkpoint import TrainingCheckpoint
+from ftray.callbacks.wise_ft import WiSEFTCallback
 from ftray.config import FitConfig
 from ftray.data.dataset import TrainSet, train_set
 from ftray.data.plan import Plan, Sampler, make_plan
@@ -26,10 +29,12 @@ from ftray.evaluation.spec import EvaluationSpec
 from ftray.losses.registry import check_loss
 from ftray.models.licence import read_licence
 from ftray.models.registry import locate_model
+from ftray.models.routes import local_towers
 from ftray.training.matching import check_fit, choose_sampler
 from ftray.training.notes import (
     data_note,
     evaluation_note,
+    interval_notes,
     left_out_note,
     overlap_notes,
     step_note,
@@ -120,12 +125,14 @@ def prepare(config: FitConfig, run_uri: str) -> Job:
     train, val = _read(config)
     check_fit(config, train)
     batch_size, notes = _batch_size(config, train)
-    evaluations = _evaluations(callbacks)
+    evaluations = _evaluations(callbacks, config, model)
     _check_monitors(callbacks, config.model, has_val=val is not None)
     _check_values(config, train, val, batch_size)
     bare = config.model_copy(
         update={"train_data": train.source, "eval_data": None, "callbacks": []}
     )
+    own = tuple(_unused(callback) for callback in callbacks)
+    _prepare_interpolation(own, evaluations)
     job = Job(
         config=bare,
         model=model,
@@ -134,7 +141,7 @@ def prepare(config: FitConfig, run_uri: str) -> Job:
         sampler=choose_sampler(config, train),
         batch_size=batch_size,
         evaluations=evaluations,
-        callbacks=tuple(_unused(callback) for callback in callbacks),
+        callbacks=own,
         run_uri=run_uri,
         notes=(
             *([licence_note] if licence_note else []),
@@ -142,6 +149,7 @@ def prepare(config: FitConfig, run_uri: str) -> Job:
             *([data_note("validation", val)] if val is not None else []),
             *notes,
             *map(evaluation_note, evaluations),
+            *interval_notes(own, evaluations),
             *overlap_notes(train, val, evaluations),
         ),
         provenance=_provenance(train, val, evaluations),
@@ -187,7 +195,9 @@ def _batch_size(config: FitConfig, train: TrainSet) -> tuple[int, list[str]]:
     return len(train), [f"batch_size is {len(train)}: all rows, fewer than the default of 64"]
 
 
-def _evaluations(callbacks: list[Callback]) -> tuple[EvaluationSpec, ...]:
+def _evaluations(
+    callbacks: list[Callback], config: FitConfig, model: str
+) -> tuple[EvaluationSpec, ...]:
     found = [callback for callback in callbacks if isinstance(callback, EvaluationCallback)]
     names = [callback.name for callback in found]
     if len(set(names)) < len(names):
@@ -195,7 +205,11 @@ def _evaluations(callbacks: list[Callback]) -> tuple[EvaluationSpec, ...]:
             f"The EvaluationCallbacks are named {names}: each needs a caption of its own, so that "
             "their metrics can be told apart"
         )
-    return tuple(callback.prepare(number) for number, callback in enumerate(found))
+    towers = local_towers(model)
+    return tuple(
+        callback.prepare(number, columns=config.columns, model=config.model, towers=towers)
+        for number, callback in enumerate(found)
+    )
 
 
 def _check_monitors(callbacks: list[Callback], model: str, *, has_val: bool) -> None:
@@ -208,6 +222,16 @@ def _check_monitors(callbacks: list[Callback], model: str, *, has_val: bool) -> 
         monitor = getattr(callback, "monitor", None)
         if isinstance(monitor, str):
             callback.monitor = check_monitor(type(callback).__name__, monitor, keys, model)  # type: ignore[attr-defined]
+
+
+def _prepare_interpolation(
+    callbacks: Sequence[Callback], evaluations: Sequence[EvaluationSpec]
+) -> None:
+    """Tell a WiSEFTCallback what it can choose by."""
+    best = next((c.monitor for c in callbacks if isinstance(c, BestModelCheckpoint)), None)
+    for callback in callbacks:
+        if isinstance(callback, WiSEFTCallback):
+            callback.prepare(evaluations, best)
 
 
 def _unused(callback: Callback) -> Callback:
@@ -227,6 +251,9 @@ def _check_callbacks(callbacks: list[Callback]) -> None:
             "There are two BestModelCheckpoints, but one artifact: it can hold the best weights "
             f"by {best[0].monitor} or by {best[1].monitor}"
         )
+    for cls in (WiSEFTCallback, TrainingCheckpoint):
+        if sum(isinstance(callback, cls) for callback in callbacks) > 1:
+            raise ConfigError(f"There are two callbacks of the kind {cls.__name__}: give one")
 
 
 def _check_values(

@@ -8,60 +8,60 @@ In words, with the hooks of callbacks in brackets:
         for each step of the plan:               [on_train_batch_begin]
             encode this rank's texts, gather, loss, gradient, one reduction, clip, step
             decisions of rank 0 are broadcast: stop? evaluate?    [on_train_batch_end]
+            results of overlapped evaluations that are in, each   [on_evaluation_end]
         [on_train_epoch_end]
         validation loss        [on_val_begin, (on_val_batch_begin, on_val_batch_end)*, on_val_end]
         evaluations that were decided, each followed by           [on_evaluation_end]
-        is this the best epoch? stop early?                       [on_epoch_end]
+        is this the best epoch? stop early?                       [on_metrics]
+        [on_epoch_end]
         checkpoint, reported to the cluster
+    wait for the evaluations that are still under way             [on_evaluation_end, on_metrics]
+    the best weights, or the last ones, or what callbacks make of them
     [on_fit_end; on_keyboard_interrupt after a stop from outside]
-    write the artifact: the best weights, or the last ones
-    whatever goes wrong on the way:                                         [on_exception]
+    write the artifact
+    whatever goes wrong on the way:                               [on_exception]
+    however it ended:                                             [on_run_end]
+
+`on_metrics` of a step whose evaluations overlap training comes when their results are in. If a stop
+is decided then, the loop goes back to that step: see `Loop.stop_at`.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
-from types import MappingProxyType
-from typing import Any
 
 from ftray.callbacks.base import (
     Decision,
     Evaluate,
     LogMetrics,
-    MarkBest,
+    ReplaceWeights,
+    Save,
     Say,
-    State,
     Stop,
 )
+from ftray.callbacks.training_checkpoint import TrainingCheckpoint
 from ftray.errors import RunFailedError
-from ftray.events import (
-    EpochEnded,
-    Event,
-    FitEnded,
-    FitStarted,
-    Log,
-    Progress,
-    RankStep,
-    StepEnded,
-)
+from ftray.events import FitEnded
 from ftray.models.licence import read_licence
 from ftray.record.storage import Storage
 from ftray.runtime.base import Runtime
 from ftray.runtime.process_group import LostWorkersError
 from ftray.training.bridge import CallbackDispatcher
 from ftray.training.checkpoint import Position
-from ftray.training.evaluate import evaluate, evaluation_event, evaluation_result
 from ftray.training.job import Job
+from ftray.training.judge import Arrived, Judge
 from ftray.training.keeper import Keeper
-from ftray.training.learner import Batch, Learner
+from ftray.training.learner import Learner
 from ftray.training.opening import tell_opening
+from ftray.training.points import Point, When
+from ftray.training.states import States
+from ftray.training.teller import Teller
+from ftray.training.weights import copied, made
 
 __all__ = ["Loop", "OutsideStop"]
+
+DRAIN_WAIT_S = 0.5
 
 
 class OutsideStop(Stop):
@@ -82,15 +82,29 @@ class Loop:
         self.runtime = runtime
         self.plan = job.plan()
         self.val_plan = job.val_plan()
-        total_steps = self.config.epochs * self.plan.steps_per_epoch
-        self.learner = Learner(job, runtime, total_steps)
-        self.callbacks = CallbackDispatcher(job.callbacks, runtime)
-        self.keeper = Keeper(Storage(job.run_uri), self.learner, self._tell)
         self.position = Position()
+        self.learner = Learner(job, runtime, self.config.epochs * self.plan.steps_per_epoch)
+        self.states = States(job, self.learner, self.position)
+        self.teller = Teller(job, runtime, self.learner, self.position)
+        self.callbacks = CallbackDispatcher(job.callbacks, runtime, self.teller.say)
+        self.keeper = Keeper(
+            Storage(job.run_uri), self.learner, self.teller.tell, _last_epochs(job)
+        )
+        self.judge = Judge(
+            job,
+            runtime,
+            self.learner,
+            self.keeper,
+            self.teller,
+            self.callbacks,
+            self.states,
+            self.position,
+            self,
+        )
         self.stop: Stop | None = None
-        self.last_loss = math.nan
-        self.texts_per_rank = [0] * runtime.world_size
-        self.seconds: dict[str, float] = defaultdict(float)
+        self.stands = False
+        """Whether the checkpoint of a stop at an earlier step is already there."""
+        self.artifact_weights = ""
 
     # ---------------------------------------------------------------- the whole run
 
@@ -106,141 +120,150 @@ class Loop:
             self._listen()
             while self.position.epoch < self.config.epochs and self.stop is None:
                 self._epoch()
-            return self._finish()
+            ended = self._finish()
+            self.callbacks.end(self.states.now(), ended.status)
         except LostWorkersError:
-            raise  # the next attempt goes on
+            self.callbacks.end(self.states.now(), "LOST")  # the next attempt goes on
+            raise
         except Exception as error:
             self._announce(error)
             raise
+        finally:
+            if self.runtime.rank == 0 and self.states.overlapped:
+                self.runtime.evaluator.close()
+        return ended
 
     def _begin(self) -> None:
         newest = self.runtime.broadcast(self.keeper.newest() if self.runtime.rank == 0 else None)
         if newest is not None:
-            self.position = self.keeper.restore(newest)
+            self.position.move_to(self.keeper.restore(newest))
             if self.runtime.rank == 0:
                 self.callbacks.load_state_dict(self.position.callbacks)
             if self.position.stopped is not None:
-                self.stop = Stop(self.position.stopped)
-            self._say(f"Continuing from checkpoint {newest} (step {self.position.global_step})")
-        self._tell(
-            FitStarted(
-                world_size=self.runtime.world_size,
-                where=self.runtime.where,
-                device=str(self.runtime.device),
-                epochs=self.config.epochs,
-                steps_per_epoch=self.plan.steps_per_epoch,
-                batch_size=self.job.batch_size,
-                first_epoch=self.position.epoch,
-                first_step=self.position.step,
-                global_step=self.position.global_step,
-                hardware=self.learner.hardware(),
+                self.stop, self.stands = Stop(self.position.stopped), True
+            self.teller.say(
+                f"Continuing from checkpoint {newest} (step {self.position.global_step})"
             )
-        )
+        self.teller.started()
         if self.runtime.rank == 0 and self.position.global_step == 0:
-            tell_opening(self.job, self.learner.encoder, self._say)
-        self._obey(self.callbacks.decide("on_fit_begin", self._state()), when="before")
+            tell_opening(self.job, self.learner.encoder, self.teller.say)
+        self.judge.go_on()
+        self._obey(self.callbacks.decide("on_fit_begin", self.states.now()), when="before")
 
     def _finish(self) -> FitEnded:
+        self._drain()
+        position = self.position
         outside = isinstance(self.stop, OutsideStop)
-        if self.position.step and not outside and self.position.best is None:
-            for number in range(len(self.job.evaluations)):  # the artifact's own metrics
-                self._evaluate(number, "step")
-        self._obey(
-            self.callbacks.decide(
-                "on_keyboard_interrupt" if outside else "on_fit_end", self._state()
-            ),
-            when="epoch",
-        )
-        best = self.position.best
+        if position.step and not outside and position.best is None:
+            self._measure_here()  # the artifact's own metrics
+        best = position.best
+        if best is not None:
+            self.keeper.load_weights(best["name"])
+        point = self.states.point("final", best["global_step"] if best else position.global_step)
+        hook = "on_keyboard_interrupt" if outside else "on_fit_end"
+        self.obey(self.callbacks.decide(hook, self.states.now()), point)
         if self.runtime.rank == 0:
             facts = {
                 "base_model": self.config.model,
                 "license": read_licence(self.job.model)[0],
                 "run": self.job.run_uri,
-                "metrics": best["metrics"] if best else self._own_metrics(outside),
+                "metrics": self._artifact_metrics(outside),
+                "global_step": point.global_step,
+                "weights": self.artifact_weights,
+                "best": best,
             }
-            with self._timed("checkpoint"):
-                self.keeper.write_artifact(self.position, facts)
+            self.teller.say("Building the artifact ...")
+            with self.teller.timed("checkpoint"):
+                self.keeper.write_artifact(facts)
         return FitEnded(
             status="STOPPED" if outside else "FINISHED",
             reason=self.stop.reason if self.stop else "",
-            epochs_done=self.position.epoch,
-            global_step=self.position.global_step,
-            artifact_step=best["global_step"] if best else self.position.global_step,
+            epochs_done=position.epoch,
+            global_step=position.global_step,
+            artifact_step=point.global_step,
+            artifact_weights=self.artifact_weights,
             best=best,
-            seconds=dict(self.seconds),
+            seconds=dict(self.teller.seconds),
         )
 
-    def _own_metrics(self, outside: bool) -> dict[str, float]:
-        """The metrics that belong to the present weights: none when cut off in mid-epoch."""
+    def _artifact_metrics(self, outside: bool) -> dict[str, float]:
+        """The metrics of the artifact's weights: none when training was cut off in mid-epoch."""
+        if self.artifact_weights:
+            return self.judge.of_weights.get(self.artifact_weights, {})
+        if self.position.best is not None:
+            return dict(self.position.best["metrics"])
         return {} if outside and self.position.step else self.position.metrics
+
+    def _measure_here(self) -> None:
+        """Evaluate the weights of a stop in mid-epoch, as far as that was not done."""
+        point = self.states.point("step")
+        measured = self.judge.measured
+        for number in range(len(self.job.evaluations)):
+            if measured.get(number) != point.global_step:
+                self.judge.evaluate(point, [number], wait=True)
 
     # ---------------------------------------------------------------- one epoch
 
     def _epoch(self) -> None:
         position = self.position
-        self.callbacks.call("on_epoch_begin", self._state())
-        self._obey(self.callbacks.decide("on_train_epoch_begin", self._state()), when="step")
+        self.states.logged = set()
+        self.callbacks.call("on_epoch_begin", self.states.now())
+        self._obey(self.callbacks.decide("on_train_epoch_begin", self.states.now()))
         for step in range(position.step, self.plan.steps_per_epoch):
             if self.stop is not None:
                 break
             self._step(step)
-            position.step = step + 1
         if self.stop is not None:
             self._checkpoint()
             return
-        position.metrics["train_loss"] = _mean(position.epoch_losses)
-        pending = self.callbacks.decide("on_train_epoch_end", self._state())
+        self.states.log({"train_loss": _mean(position.epoch_losses)})
+        decisions = self.callbacks.decide("on_train_epoch_end", self.states.now())
         if self.job.val is not None:
-            pending += self._validate()
-        self._obey(pending, when="epoch")
-        decisions = self.callbacks.decide("on_epoch_end", self._state())
-        best = [decision for decision in decisions if isinstance(decision, MarkBest)]
-        self._obey([d for d in decisions if not isinstance(d, MarkBest)], when="epoch")
-        self._end_epoch()
-        self._checkpoint(best[-1] if best else None)
+            decisions += self._validate()
+        point = self.states.point("epoch")
+        self.obey(decisions, point)
+        self.judge.close(point)
+        self.obey(self.callbacks.decide("on_epoch_end", self.states.now()), point)
+        self.teller.epoch(point.metrics)
+        position.epoch, position.step, position.epoch_losses = position.epoch + 1, 0, []
+        self._checkpoint(point)
 
     def _step(self, step: int) -> None:
         position = self.position
         start = time.perf_counter()
         batch = self.learner.batch(self.job.train, self.plan.rows(position.epoch, step))
         data_s = time.perf_counter() - start
-        self.callbacks.call("on_train_batch_begin", self._state(step))
+        self.callbacks.call("on_train_batch_begin", self.states.now())
         try:
             learned = self.learner.step(batch, (self.config.seed, position.epoch, step))
         except FloatingPointError as error:
             raise self._diverged(str(error), step) from None
         position.global_step += 1
+        position.step = step + 1
         position.epoch_losses.append((learned.loss, len(batch.rows.rows)))
-        self.last_loss = learned.loss
-        for rank, share in enumerate(batch.own.shares):
-            self.texts_per_rank[rank] += len(share)
-        if self.config.log_rows:
-            self._report_rows(step, batch)
-        step_s = time.perf_counter() - start - data_s
-        self.seconds["data"] += data_s
-        self.seconds["step"] += step_s
-        self._tell(
-            StepEnded(
-                epoch=position.epoch,
-                step=step,
-                global_step=position.global_step,
-                rows=len(batch.rows.rows),
-                items=len(batch.rows.texts),
-                data_s=data_s,
-                step_s=step_s,
-                scalars=self.learner.loss.scalars(),
-                **asdict(learned),
-            )
-        )
-        self.callbacks.call("on_train_batch_end", self._state(step))
+        self.states.loss = learned.loss
+        self.teller.step(step, batch, learned, data_s, time.perf_counter() - start - data_s)
+        self.callbacks.call("on_train_batch_end", self.states.now(step))
         self._listen()
 
-    def _listen(self) -> None:
-        """Hear whether somebody outside wants the run to stop; obey what waits on every rank."""
-        if self.runtime.rank == 0 and (reason := self.runtime.stop_requested()):
-            self.callbacks.add(OutsideStop(reason))
-        self._obey(self.callbacks.share(), when="step")
+    def _listen(self, wait_s: float = 0.0) -> None:
+        """Hear whether somebody outside wants the run to stop, and which results are in.
+
+        Every rank obeys what waits.
+        """
+        if self.runtime.rank == 0:
+            self.judge.receive(wait_s)
+            if reason := self.runtime.stop_requested():
+                self.callbacks.add(OutsideStop(reason))
+        self._obey(self.callbacks.share())
+
+    def _drain(self) -> None:
+        """Wait for the evaluations that are under way, unless the run is to stop at once."""
+        if not len(self.judge.queue):
+            return
+        with self.teller.timed("waiting"):
+            while len(self.judge.queue) and not isinstance(self.stop, OutsideStop):
+                self._listen(DRAIN_WAIT_S)
 
     def _diverged(self, what: str, step: int) -> RunFailedError:
         position = self.position
@@ -254,146 +277,131 @@ class Loop:
         """Tell the callbacks of an exception; one that fails at that does not hide it."""
         if self.runtime.rank == 0:
             try:
-                self.callbacks.call("on_exception", self._state(), error)
+                self.callbacks.call("on_exception", self.states.now(), error)
             except Exception as second:
-                self._say(f"on_exception failed as well: {second}", "ERROR")
-
-    def _report_rows(self, step: int, batch: Batch) -> None:
-        """Every rank says what it encoded."""
-        rank = self.runtime.rank
-        self.runtime.emit(
-            RankStep(
-                epoch=self.position.epoch,
-                step=step,
-                rank=rank,
-                rows=batch.rows.rows.tolist(),
-                items=[batch.rows.texts[i][1] for i in batch.own.shares[rank].tolist()],
-            )
-        )
-
-    # ---------------------------------------------------------------- validation, evaluation
+                self.teller.say(f"on_exception failed as well: {second}", "ERROR")
+            self.callbacks.end(self.states.now(), "FAILED")
 
     def _validate(self) -> list[Decision]:
         plan, data = self.val_plan, self.job.val
         assert plan is not None and data is not None
-        self._obey(self.callbacks.decide("on_val_begin", self._state()), when="epoch")
+        self._obey(self.callbacks.decide("on_val_begin", self.states.now()))
         losses: list[tuple[float, int]] = []
-        with self._timed("validation"):
+        with self.teller.timed("validation"):
             for step in range(plan.steps_per_epoch):
-                self.callbacks.call("on_val_batch_begin", self._state(step))
+                self.callbacks.call("on_val_batch_begin", self.states.now(step))
                 batch = self.learner.batch(data, plan.rows(0, step))
                 seed = (self.config.seed, 0, step)
-                self.last_loss = self.learner.validation_loss(batch, seed)
-                losses.append((self.last_loss, len(batch.rows.rows)))
-                self.callbacks.call("on_val_batch_end", self._state(step))
-        self.position.metrics["val_loss"] = _mean(losses)
-        return self.callbacks.decide("on_val_end", self._state())
+                self.states.loss = self.learner.validation_loss(batch, seed)
+                losses.append((self.states.loss, len(batch.rows.rows)))
+                self.callbacks.call("on_val_batch_end", self.states.now(step))
+        self.states.log({"val_loss": _mean(losses)})
+        return self.callbacks.decide("on_val_end", self.states.now())
 
-    def _evaluate(self, number: int, when: str) -> None:
-        spec, position = self.job.evaluations[number], self.position
-        with self._timed("evaluation"):
-            done = evaluate(
-                spec,
-                number,
-                self.learner.encoder,
-                self.runtime,
-                layout=self.learner.layout,
-                on_progress=self._progress,
-            )
-        position.metrics.update({spec.key(name): v for name, v in done.metrics.items()})
-        place: dict[str, Any] = {
-            "when": when,
-            "epoch": position.epoch,
-            "global_step": position.global_step,
-        }
-        if done.scores is not None:
-            self.runtime.emit(evaluation_event(spec, done, done.scores, **place))
-        result = evaluation_result(spec, number, done, **place)
-        self._obey(self.callbacks.decide("on_evaluation_end", self._state(), result), when=when)
+    # ---------------------------------------------------------------- decisions
 
-    # ---------------------------------------------------------------- decisions, checkpoints
+    def _obey(self, decisions: list[Decision], when: When = "step") -> None:
+        """Carry out what was decided at no point; an evaluation makes this step one."""
+        point = None
+        if any(isinstance(decision, Evaluate) for decision in decisions):
+            point = self.states.point(when)
+        self.obey(decisions, point)
+        if point is None:
+            return
+        self.judge.close(point)
+        best = self.position.best
+        is_best = best is not None and best["name"] == point.checkpoint
+        if when == "step" and (point in self.judge.queue or is_best or self.stop is not None):
+            self._checkpoint(point)
+            self.stands = self.stop is not None
 
-    def _obey(self, decisions: list[Decision], *, when: str) -> None:
+    def obey(self, decisions: list[Decision], point: Point | None) -> None:
         """Carry out what rank 0's callbacks decided; every rank does the same."""
         for decision in decisions:
             if isinstance(decision, Stop):
                 self.stop = self.stop or decision
             elif isinstance(decision, Evaluate):
+                assert point is not None
                 every = range(len(self.job.evaluations))
-                for number in every if decision.number is None else (decision.number,):
-                    self._evaluate(number, when)
+                numbers = every if decision.number is None else (decision.number,)
+                self.judge.evaluate(point, numbers, decision.weights)
+            elif isinstance(decision, Arrived):
+                self.judge.arrived(decision)
             elif isinstance(decision, LogMetrics):
                 values = {name: float(value) for name, value in decision.metrics.items()}
-                self.position.metrics.update(values)
+                self.states.log(values, point)
             elif isinstance(decision, Say):
-                self._say(decision.message, decision.level)
+                self.teller.say(decision.message, decision.level)
+            elif isinstance(decision, Save):
+                self._checkpoint()
+            elif isinstance(decision, ReplaceWeights) and point and point.when == "final":
+                present = copied(self.learner.encoder)
+                tensors = made(decision.weights, self.judge.initial, present)
+                self.learner.encoder.load_state_dict(tensors)
+                self.artifact_weights = decision.weights.name
             else:
-                raise RunFailedError(
-                    f"{type(decision).__name__} can be decided in on_epoch_end only"
-                )
+                where = "on_fit_end" if isinstance(decision, ReplaceWeights) else "on_metrics"
+                raise RunFailedError(f"{type(decision).__name__} can be decided in {where} only")
 
-    def _end_epoch(self) -> None:
-        position = self.position
-        self._tell(
-            EpochEnded(
-                epoch=position.epoch,
-                global_step=position.global_step,
-                metrics=dict(position.metrics),
-                seconds=dict(self.seconds),
-                texts_per_rank=list(self.texts_per_rank),
-                rows_left_out=self.plan.left_out(position.epoch),
-            )
-        )
-        position.epoch, position.step, position.epoch_losses = position.epoch + 1, 0, []
+    def stop_at(self, point: Point, stop: Stop, *, saved: bool) -> None:
+        """End training as of a point, which lies behind if its evaluation overlapped training.
 
-    def _checkpoint(self, best: MarkBest | None = None) -> None:
+        Then the weights of that step stand, and what was trained since is discarded.
+
+        Args:
+            point: where training ends.
+            stop: why.
+            saved: whether the point's checkpoint is there; if not, the loop stands there yet.
+        """
+        if isinstance(self.stop, OutsideStop):
+            return
+        self.stop = stop
+        if not saved:
+            return
+        position, best = self.position, self.position.best
+        behind = point.global_step < position.global_step
+        if behind:
+            kept = self.keeper.restore(point.checkpoint)
+            if self.runtime.rank == 0:
+                self.callbacks.rewind(kept.callbacks)
+            position.move_to(kept)
+            self.teller.discarded(stop.reason)
+        self.judge.queue.clear()
+        position.best, position.stopped, position.points = best, stop.reason, []
+        position.metrics.update(point.metrics)
+        self.stands = True
+        if self.runtime.rank == 0:
+            position.callbacks = self.callbacks.state_dict()
+            self.keeper.stand(position)
+        self.runtime.barrier()
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def _checkpoint(self, point: Point | None = None) -> None:
         """Rank 0 writes; then all ranks tell the cluster. Every rank holds the same position."""
         position = self.position
+        if self.stands:
+            return
         if self.stop is not None and not isinstance(self.stop, OutsideStop):
             position.stopped = self.stop.reason
-        if best is not None:
-            position.mark_best(best.monitor, best.value)
-        with self._timed("checkpoint"):
+        position.points = self.judge.queue.to_json()
+        with self.teller.timed("checkpoint"):
             if self.runtime.rank == 0:
                 position.callbacks = self.callbacks.state_dict()
-                self.keeper.save(position, is_best=best is not None)
+                self.keeper.save(position)
             self.runtime.barrier()
-            self.runtime.commit(f"checkpoints/{position.name}", dict(position.metrics))
+            if point is None:
+                self.runtime.commit(f"checkpoints/{position.name}", {})
+            elif point in self.judge.queue:
+                self.keeper.owe(point.checkpoint)
+            else:
+                self.judge.commit(point)
 
-    # ---------------------------------------------------------------- small things
 
-    def _state(self, step: int | None = None) -> State:
-        return State(
-            epochs=self.config.epochs,
-            epoch=self.position.epoch,
-            steps_per_epoch=self.plan.steps_per_epoch,
-            step=self.position.step if step is None else step,
-            global_step=self.position.global_step,
-            loss=self.last_loss,
-            metrics=MappingProxyType(dict(self.position.metrics)),
-            learning_rates=MappingProxyType(self.learner.learning_rates()),
-            run_path=self.job.run_uri,
-            run_id=self.job.run_id,
-            model_name=self.config.model,
-        )
-
-    def _tell(self, event: Event) -> None:
-        if self.runtime.rank == 0:
-            self.runtime.emit(event)
-
-    def _say(self, message: str, level: str = "INFO") -> None:
-        self._tell(Log(message=message, level=level))
-
-    def _progress(self, task: str, done: int, total: int) -> None:
-        self._tell(Progress(task=task, done=done, total=total))
-
-    @contextmanager
-    def _timed(self, what: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[what] += time.perf_counter() - start
+def _last_epochs(job: Job) -> int | None:
+    """How many ends of epochs a TrainingCheckpoint keeps: none without one; None keeps all."""
+    wanted = [c.last_k_epochs for c in job.callbacks if isinstance(c, TrainingCheckpoint)]
+    return None if None in wanted else max((n for n in wanted if n is not None), default=0)
 
 
 def _mean(losses: list[tuple[float, int]]) -> float:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ftray.callbacks.base import Callback
+from ftray.callbacks.early_stopping import EarlyStopping
 from ftray.config import FitConfig
 from ftray.data.dataset import TrainSet
 from ftray.data.plan import ClassBalancedPlan, PairsPlan, Plan
@@ -15,7 +19,8 @@ from ftray.losses.metric import CLASSIFICATION_LOSSES
 from ftray.losses.registry import loss_needs
 from ftray.words import counted
 
-__all__ = ["data_note", "evaluation_note", "left_out_note", "overlap_notes", "step_note"]
+__all__ = ["data_note", "evaluation_note", "interval_notes", "left_out_note", "overlap_notes"]
+__all__ += ["step_note"]
 
 Numbers = npt.NDArray[np.int64]
 
@@ -36,6 +41,25 @@ def _size(data: TrainSet) -> str:
 def evaluation_note(spec: EvaluationSpec) -> str:
     """The same of an evaluation, with its queries and documents."""
     return f"{spec.name}: {'; '.join(spec.data.notes)}"
+
+
+def interval_notes(
+    callbacks: Sequence[Callback], evaluations: Sequence[EvaluationSpec]
+) -> list[str]:
+    """What the patience of an EarlyStopping counts, where that is not epochs; it learns so here."""
+    notes = []
+    for callback in callbacks:
+        if not isinstance(callback, EarlyStopping):
+            continue
+        for spec in evaluations:
+            every = spec.steps_per_interval
+            if every is not None and callback.monitor in map(spec.key, spec.metrics):
+                callback.counts = "evaluation"
+                notes.append(
+                    f"EarlyStopping counts evaluations of '{callback.monitor}': one every "
+                    f"{counted(every, 'step')}, and one at each epoch's end"
+                )
+    return notes
 
 
 def left_out_note(count: int, train: TrainSet) -> str:
@@ -60,10 +84,10 @@ def overlap_notes(
         notes.append(f"{known:,} of {rows} also stand in the training data")
     used = train.texts.take(pa.array(np.unique(train.rows))).cast(pa.large_string())
     for spec in evaluations:
-        side = spec.sides[0]  # queries, or all texts where none is a query alone
-        known = pc.sum(pc.is_in(side.texts.cast(pa.large_string()), value_set=used)).as_py() or 0
+        asked = spec.query_texts.cast(pa.large_string())
+        known = pc.sum(pc.is_in(asked, value_set=used)).as_py() or 0
         if known:
-            texts = counted(len(side.texts), "text" if side.name == "text" else "query text")
+            texts = counted(len(asked), "text" if "pairs" in spec.counts else "query text")
             which = f"the evaluation '{spec.caption}'" if spec.caption else "the evaluation"
             notes.append(f"{known:,} of {texts} of {which} also stand in the training data")
     return notes

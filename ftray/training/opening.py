@@ -40,15 +40,16 @@ def tell_opening(job: Job, encoder: TextEncoder, say: Callable[[str, str], None]
     _, sentence = read_licence(job.model)
     if sentence and sentence not in job.notes:  # the card of a hub id came with the weights
         say(sentence, "INFO")
-    limit = encoder.max_tokens
-    if limit is None:
-        return
     for what, parts in (
         ("training", _training_texts(job, encoder.roles_differ)),
         ("evaluation", _evaluation_texts(job)),
     ):
-        if parts:
-            say(*_length_words(what, measure_lengths(encoder, parts, limit), limit))
+        # two towers may read texts of different lengths
+        limits = [encoder.max_tokens(role) for role, _ in parts]
+        for limit in dict.fromkeys(limits):
+            if limit is not None:
+                those = [part for part, own in zip(parts, limits, strict=True) if own == limit]
+                say(*_length_words(what, measure_lengths(encoder, those, limit), limit))
 
 
 def _training_texts(job: Job, roles_differ: bool) -> list[Part]:

@@ -16,7 +16,7 @@ from ftray.errors import ConfigError
 
 def decisions(callback: BestModelCheckpoint, key: str, *values: float) -> list[list[Any]]:
     return [
-        callback.on_epoch_end(
+        callback.on_metrics(
             State(
                 epochs=9,
                 epoch=epoch,
@@ -25,6 +25,7 @@ def decisions(callback: BestModelCheckpoint, key: str, *values: float) -> list[l
                 global_step=4 * (epoch + 1),
                 loss=0.0,
                 metrics=MappingProxyType({key: value}),
+                fresh=frozenset({key, "train_loss"}),
             )
         )
         for epoch, value in enumerate(values)

@@ -23,12 +23,13 @@ def at_epoch(epoch: int, **metrics: float) -> State:
         global_step=4 * (epoch + 1),
         loss=0.0,
         metrics=MappingProxyType(metrics),
+        fresh=frozenset({*metrics, "train_loss"}),
     )
 
 
 def decisions(callback: EarlyStopping, *losses: float, first: int = 0) -> list[list[Any]]:
     return [
-        callback.on_epoch_end(at_epoch(first + i, val_loss=loss)) for i, loss in enumerate(losses)
+        callback.on_metrics(at_epoch(first + i, val_loss=loss)) for i, loss in enumerate(losses)
     ]
 
 
@@ -65,8 +66,9 @@ def test_values_better_than_the_baseline_never_stop_the_run() -> None:
 
 def test_epochs_without_the_metric_count_as_no_improvement() -> None:
     callback = EarlyStopping()
-    assert callback.on_epoch_end(at_epoch(0, train_loss=0.5)) == []
-    assert Stop in map(type, callback.on_epoch_end(at_epoch(1, train_loss=0.4)))
+    (warning,) = callback.on_metrics(at_epoch(0, train_loss=0.5))
+    assert warning.level == "WARNING" and "'val_loss' has no value" in warning.message
+    assert Stop in map(type, callback.on_metrics(at_epoch(1, train_loss=0.4)))
 
 
 def test_stopping_says_why_and_how_much_was_saved() -> None:

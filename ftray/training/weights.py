@@ -1,0 +1,105 @@
+"""Weights apart from the encoder: copies, those before training, and what lies between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ftray.callbacks.base import GivenWeights, Interpolation
+from ftray.errors import RunFailedError
+from ftray.models.registry import load_encoder
+from ftray.training.job import Job
+
+__all__ = ["InitialWeights", "copied", "interpolated", "made", "using"]
+
+
+def copied(encoder: nn.Module) -> dict[str, Tensor]:
+    """A copy of a module's weights and buffers, by name, on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in encoder.state_dict().items()}
+
+
+def interpolated(
+    initial: Mapping[str, Tensor], tuned: Mapping[str, Tensor], alpha: float
+) -> dict[str, Tensor]:
+    """(1 - alpha) * initial + alpha * tuned, tensor by tensor (Wortsman et al. 2022, eq. 1).
+
+    Whole numbers (such as positions) are those of `tuned`. alpha = 1 gives `tuned` bit by bit.
+
+    Raises:
+        RunFailedError: if the two do not have the same names and shapes.
+    """
+    _check_same("the fine-tuned model", initial, tuned)
+    if alpha == 1.0:
+        return dict(tuned)
+    return {
+        name: (1 - alpha) * initial[name] + alpha * tensor if tensor.is_floating_point() else tensor
+        for name, tensor in tuned.items()
+    }
+
+
+def _check_same(what: str, wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    differ = [
+        name
+        for name in sorted({*wanted, *given})
+        if name not in wanted or name not in given or wanted[name].shape != given[name].shape
+    ]
+    if differ:
+        raise RunFailedError(
+            f"The weights of {what} are not those of the model: {len(differ)} differ in name or "
+            f"shape, such as '{differ[0]}'"
+        )
+
+
+class InitialWeights:
+    """The weights before training, read again when they are first needed.
+
+    Args:
+        job: names the model.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._weights: dict[str, Tensor] | None = None
+
+    def __call__(self) -> dict[str, Tensor]:
+        """The weights by name, on the CPU."""
+        if self._weights is None:
+            device = torch.device("cpu")
+            length = self._job.config.max_length
+            encoder = load_encoder(self._job.model, device=device, max_length=length)
+            self._weights = copied(encoder)
+        return self._weights
+
+
+def made(
+    weights: Interpolation | GivenWeights, initial: InitialWeights, tuned: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The tensors that a callback asked for.
+
+    Raises:
+        RunFailedError: if they do not fit the model.
+    """
+    if isinstance(weights, Interpolation):
+        return interpolated(initial(), tuned, weights.alpha)
+    given = dict(weights.tensors)
+    _check_same(f"'{weights.name}'", tuned, given)
+    return given
+
+
+@contextmanager
+def using(
+    encoder: nn.Module, weights: Interpolation | GivenWeights | None, initial: InitialWeights
+) -> Iterator[None]:
+    """Put other weights into the encoder, and the present ones back afterwards."""
+    if weights is None:
+        yield
+        return
+    present = copied(encoder)
+    encoder.load_state_dict(made(weights, initial, present))
+    try:
+        yield
+    finally:
+        encoder.load_state_dict(present)
