@@ -119,7 +119,7 @@ def script(
     path, status = json.loads(done.stdout.splitlines()[-1])
     assert status == "STARTED" and "hello" not in done.stdout + done.stderr
     run = ftray.get_run(path)
-    until(lambda: "Epoch 1" in run.logs())
+    until(lambda: "Training [1/" in run.logs())
     still = run.status()
     (folder / "gate").write_text("open")
     return run.wait(0.05), still

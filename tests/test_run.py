@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import platform
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,124 @@ def test_examples_and_single_queries_are_those_of_the_artifact(tmp_path: Path) -
     assert run.metrics()["after"] == {} and run.example_results()["after"] == {}
     with pytest.raises(ftray.FtrayError, match="no evaluation 'evaluation' after"):
         run.per_query()
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+def shown(capsys: pytest.CaptureFixture[str], call: Any) -> list[str]:
+    """The lines printed, without borders and colours, white space folded."""
+    capsys.readouterr()
+    call()
+    lines = capsys.readouterr().out.splitlines()
+    return [" ".join(re.sub(r"[─━│┃┏┓┗┛┡┩┳┇┴┬┼╇├┤╞╡┌┐└┘]", " ", line).split()) for line in lines]
+
+
+def test_metrics_of_one_evaluation_are_a_table_with_the_keys_to_monitor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events = (evaluation(0, 0.25, caption="a", when="before"), evaluation(3, 0.5, caption="a"))
+    run = Run(a_run(tmp_path, "one", *events, ended(artifact_step=3)))
+    lines = shown(capsys, run.display_metrics)
+    assert "Retrieval Metric Before After Change" in lines
+    assert "a_ndcg_at_k 0.25000 0.50000 +0.25000" in lines
+
+
+def test_metrics_of_several_evaluations_are_grouped_by_caption(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events = [evaluation(0, 0.25, caption=c, when="before") for c in ("b", "a")]
+    events += [evaluation(3, 0.5, caption="b")]
+    run = Run(a_run(tmp_path, "one", *events, ended(artifact_step=3)))
+    lines = shown(capsys, run.display_metrics)
+    assert "Evaluation Retrieval Metric Before After Change" in lines
+    first, second = (lines.index(line) for line in lines if "ndcg_at_k" in line)
+    assert lines[first] == "b ndcg_at_k 0.25000 0.50000 +0.25000"
+    assert lines[second] == "a ndcg_at_k 0.25000"
+    assert run.metrics()["before"] == {"b_ndcg_at_k": 0.25, "a_ndcg_at_k": 0.25}
+
+
+def match(name: str, text: str, score: float, relevant: bool) -> dict[str, Any]:
+    return {"id": name, "text": text, "score": score, "relevant": relevant}
+
+
+def test_examples_show_each_query_with_its_best_matches_on_both_sides(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = {"[q] ü": [match("1", "no\n  good", 0.5, False), match("2", "right", 0.25, True)]}
+    new = {"[q] ü": [match("2", "right", 0.75, True), match("1", "no good", 0.125, False)]}
+    events = (
+        evaluation(0, 0.1, when="before", examples=old),
+        evaluation(3, 0.5, examples=new),
+    )
+    run = Run(a_run(tmp_path, "one", *events, ended(artifact_step=3)))
+    lines = [line for line in shown(capsys, run.display_examples) if line]
+    assert lines == [
+        *("Results before fine-tuning", "Text Score", "Query [q] ü"),
+        *("Match 1 no good 0.500", "Match 2 ✓ right 0.250"),
+        *("Results after fine-tuning", "Text Score", "Query [q] ü"),
+        *("Match 1 ✓ right 0.750", "Match 2 no good 0.125"),
+    ]
+    assert not any("Match 2" in line for line in shown(capsys, lambda: run.display_examples(k=1)))
+    with pytest.raises(ftray.FtrayError, match="k is 0: at least 1"):
+        run.display_examples(k=0)
+
+
+def test_examples_of_several_evaluations_are_shown_in_turn_or_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {"q": [match("1", "text", 0.5, True)]}
+    events = [evaluation(3, 0.5, caption=c, examples=found) for c in ("easy", "hard")]
+    run = Run(a_run(tmp_path, "one", *events, ended(artifact_step=3)))
+    with pytest.raises(ftray.FtrayError, match="Several evaluations: name one of easy, hard"):
+        run.example_results()
+    assert run.example_results("hard")["after"] == found
+    titles = [line for line in shown(capsys, run.display_examples) if "Results" in line]
+    assert titles == ["Results after fine-tuning (easy)", "Results after fine-tuning (hard)"]
+    lines = shown(capsys, lambda: run.display_examples(evaluation="easy"))
+    assert [line for line in lines if "Results" in line] == ["Results after fine-tuning"]
+    with pytest.raises(ftray.FtrayError, match="Did you mean 'easy'"):
+        run.display_examples(evaluation="eazy")
+
+
+def test_where_nothing_was_evaluated_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(a_run(tmp_path, "one", ended(artifact_step=3)))
+    assert shown(capsys, run.display_metrics) == [
+        "Run 'one' (FINISHED) has no metrics of an EvaluationCallback"
+    ]
+    assert "EvaluationCallback with gather_examples=True" in shown(capsys, run.display_examples)[0]
+    failed_run = Run(a_run(tmp_path, "two", status="FAILED"))
+    with pytest.raises(RunFailedError, match="Run 'two' failed"):
+        failed_run.display_metrics()
+
+
+def test_metrics_examples_and_queries_of_an_interpolated_artifact_are_its_own(
+    tmp_path: Path,
+) -> None:
+    import pyarrow as pa
+
+    def seen(who: str, value: float, **more: Any) -> Any:
+        table = pa.table({"query_id": [who]})
+        return evaluation(6, value, examples={"q": [{"id": who}]}, per_query=table, **more)
+
+    mixed = [seen(f"mixed {a}", a, weights=f"alpha {a}", alpha=a) for a in (0.4, 0.8)]
+    last = ended(artifact_step=6, artifact_weights="alpha 0.4")
+    run = Run(a_run(tmp_path, "mixed", seen("own", 0.1), *mixed, last))
+    assert run.metrics()["after"] == {"ndcg_at_k": 0.4}
+    assert run.example_results()["after"] == {"q": [{"id": "mixed 0.4"}]}
+    assert run.per_query()["query_id"].to_pylist() == ["mixed 0.4"]
+
+
+def test_the_log_is_streamed_line_by_line_while_it_grows(tmp_path: Path) -> None:
+    storage = a_run(tmp_path, status="STARTED")
+    storage.write_text("logs.txt", "one\ntwo\u2028still two\nthr")
+    stream = Run(storage).stream_logs(interval=0.01)
+    assert [next(stream), next(stream)] == ["one", "two\u2028still two"]
+    storage.write_text("logs.txt", "one\ntwo\u2028still two\nthree\n\nfive")
+    put_status(storage, status="FINISHED")
+    assert list(stream) == ["three", "", "five"]
 
 
 # ---------------------------------------------------------------- fit

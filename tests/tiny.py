@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import string
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["tiny_text_model"]
+__all__ = ["tiny_text_model", "tiny_two_towers"]
 
 WORDS = """
 a about account activate after again all also am amount an and any app are as at balance bank be
@@ -89,4 +90,50 @@ def tiny_text_model(
     for file in raw.iterdir():
         os.remove(file)
     raw.rmdir()
+    return folder
+
+
+def tiny_two_towers(
+    folder: Path | str,
+    *,
+    static_queries: bool = False,
+    default_route: str | None = "document",
+    prompts: Mapping[str, str] | None = None,
+    dim: int = 32,
+    query_dim: int | None = None,
+    seed: int = 0,
+) -> Path:
+    """Write a model with a tower for queries and one for documents, and return the folder.
+
+    Args:
+        folder: where to; made if it is not there.
+        static_queries: a bag of token embeddings instead of a BERT for queries.
+        default_route: of texts without a role; None = they have none.
+        prompts: role to prompt.
+        dim: width D of the embeddings.
+        query_dim: another width for queries.
+        seed: of the weights.
+    """
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Normalize, Router
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    folder = Path(folder)
+    towers = []
+    for i, width in enumerate((query_dim or dim, dim)):
+        path = tiny_text_model(folder / f"tower{i}", dim=width, normalize=False, seed=seed + i)
+        towers.append(list(SentenceTransformer(str(path), device="cpu")))
+        shutil.rmtree(path)
+    if static_queries:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            towers[0] = [StaticEmbedding(towers[0][0].tokenizer, embedding_dim=dim)]
+    router = Router.for_query_document(
+        *towers, default_route=default_route, allow_empty_key=default_route is not None
+    )
+    model = SentenceTransformer(
+        modules=[router, Normalize()], prompts=dict(prompts or {}), device="cpu"
+    )
+    model.save(str(folder), create_model_card=False, safe_serialization=True)
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import Any
 
@@ -21,6 +22,7 @@ from ftray.cluster.worker import train_worker
 from ftray.errors import RunFailedError
 from ftray.events import FitEnded
 from ftray.record.session import RunSession
+from ftray.record.storage import Storage
 from ftray.training.job import Job
 
 __all__ = ["fit_on_ray"]
@@ -74,6 +76,28 @@ def fit_on_ray(job: Job, session: RunSession) -> FitEnded:
         finally:
             for actor in (mailbox, *scorers, *evaluators.values()):
                 ray.kill(actor)
+            _tidy_snapshot(session.storage)
+
+
+def _tidy_snapshot(storage: Storage) -> None:
+    """Take the checkpoints that we have pruned out of Ray's own list of them.
+
+    With them `ray.train.Result.from_path` refuses the folder. Those that it needs, the newest and
+    the best, are never pruned.
+    """
+    if not storage.exists(SNAPSHOT):
+        return
+    snapshot = json.loads(storage.read_text(SNAPSHOT))
+    pairs = [
+        (result, index)
+        for result, index in zip(
+            snapshot["checkpoint_results"], snapshot["checkpoint_report_indices"], strict=True
+        )
+        if storage.exists(f"checkpoints/{result['checkpoint_dir_name']}/state.json")
+    ]
+    snapshot["checkpoint_results"] = [result for result, _ in pairs]
+    snapshot["checkpoint_report_indices"] = [index for _, index in pairs]
+    storage.write_text(SNAPSHOT, json.dumps(snapshot))
 
 
 def _trainer(

@@ -57,7 +57,9 @@ def evaluated(value: float, when: str = "epoch", step: int = 0, **fields: Any) -
 
 
 def epoch(logger: Logger, path: Path, number: int) -> None:
-    """One epoch: two steps, validation, an evaluation, a metric that another callback logged."""
+    """One epoch: two steps, validation, an evaluation, metrics that other callbacks logged."""
+    late = {"stale": 1.0, **({"late": float(number)} if number else {})}  # when one had ended
+    logger.on_epoch_begin(state(path, 2 * number, epoch=number, metrics=late))
     for step in (2 * number + 1, 2 * number + 2):
         logger.on_train_batch_begin(state(path, step, epoch=number))
         # After the step the rates are already the next one's.
@@ -68,17 +70,20 @@ def epoch(logger: Logger, path: Path, number: int) -> None:
     logger.on_train_epoch_end(state(path, end, metrics={"train_loss": 5.0 - number}))
     logger.on_val_end(state(path, end, metrics=metrics))
     logger.on_evaluation_end(state(path, end), evaluated(0.6 + number / 10, step=end))
-    own = {**metrics, "speed": 3.0, "stale": 1.0}
+    own = {**metrics, **late, "speed": 3.0}
     fresh = frozenset(metrics) | {"speed"}
+    logger.on_metrics(state(path, end, metrics=own, fresh=fresh))
     logger.on_epoch_end(state(path, end, metrics=own, fresh=fresh))
 
 
 def whole_run(logger: Logger, path: Path, status: str = "FINISHED") -> Any:
     """From the first hook to the last; what `on_fit_begin` returned."""
-    said = logger.on_fit_begin(state(path))
+    said = logger.on_fit_begin(state(path, metrics={"stale": 1.0}))
     logger.on_evaluation_end(state(path), evaluated(0.5, "before"))
     for number in range(2):
         epoch(logger, path, number)
+    if status == "FINISHED":
+        logger.on_fit_end(state(path, 4, metrics={"stale": 1.0, "late": 2.0}))
     logger.on_run_end(state(path, 4), status)
     return said
 
@@ -87,6 +92,7 @@ ONCE_AN_EPOCH = {
     "val/loss": [(2, 7.0), (4, 6.0)],
     "metrics/ndcg_at_k": [(0, 0.5), (2, 0.6), (4, 0.7)],
     "metrics/speed": [(2, 3.0), (4, 3.0)],
+    "metrics/late": [(2, 1.0), (4, 2.0)],
 }
 BY_EPOCH = {"train/loss": [(2, 5.0), (4, 4.0)], "lr/encoder": [(2, 1.0), (4, 2.0)]}
 BY_BATCH = {

@@ -731,6 +731,7 @@ def two_towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"model": "document", "index_model": "query"}, ("document", "query")),
         ({"index_model": "query"}, ("query", "query")),
         ({"model": "two_towers"}, ("query", "document")),
+        ({"model": "two-towers"}, ("query", "document")),
         ({"model": "two_towers", "index_model": "query"}, ("query", "query")),
     ],
 )

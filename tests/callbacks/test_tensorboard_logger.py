@@ -79,11 +79,11 @@ def test_options_and_examples_are_texts(path):
     (config,) = texts(path / "tensorboard", "config")
     assert yaml.safe_load(config)["miner_options"] == {"m": 0.1}
     assert all(line.startswith("    ") for line in config.splitlines())
-    before, after = (text.splitlines() for text in texts(path / "tensorboard", "examples"))
-    assert before == after[: len(before)]
-    assert before[0] == f"| {' | '.join(EXAMPLE_COLUMNS)} |"
-    assert before[2] == "| before | which tree? | 1 | a \\| text at 0 | 0.5000 | yes |"
-    assert after[-1] == "| after epoch 2 | which tree? | 2 | other | 0.3500 | no |"
+    (examples,) = texts(path / "tensorboard", "examples")
+    lines = examples.splitlines()
+    assert lines[0] == f"| {' | '.join(EXAMPLE_COLUMNS)} |"
+    assert lines[2] == "| before | which tree? | 1 | a \\| text at 0 | 0.5000 | yes |"
+    assert lines[-1] == "| after epoch 2 | which tree? | 2 | other | 0.3500 | no |"
 
 
 def test_interpolated_weights_stand_at_thousandths_of_alpha(path):

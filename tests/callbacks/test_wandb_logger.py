@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from tests.callbacks.by_hand import (
     whole_run,
 )
 from tests.wandb_files import WandBFiles, offline_runs
+from tests.wandb_server import WandBServer, wandb_server
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -114,10 +116,9 @@ def test_without_zero_shot_nothing_stands_before_training(path):
 
 
 def test_examples_are_a_table_with_before_and_after(path):
-    first, last = logged(path, WandBLogger()).tables("examples")
-    assert first["columns"] == last["columns"] == list(EXAMPLE_COLUMNS)
-    assert first["data"] == BEFORE_ROWS
-    assert last["data"] == BEFORE_ROWS + AFTER_ROWS
+    (table,) = logged(path, WandBLogger()).tables("examples")
+    assert table["columns"] == list(EXAMPLE_COLUMNS)
+    assert table["data"] == BEFORE_ROWS + AFTER_ROWS
 
 
 def test_examples_of_two_evaluations_are_two_tables(path):
@@ -299,6 +300,42 @@ def test_offline_stays_offline_with_a_key(path, monkeypatch):
 def test_disabled_writes_nothing(path):
     assert start(path, mode="disabled") == [("INFO", "W&B: disabled")]
     assert not (path / "wandb").exists()
+
+
+def online(server: WandBServer, monkeypatch: pytest.MonkeyPatch) -> WandBLogger:
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", server.address)
+    return WandBLogger(settings={"init_timeout": 30, "finish_timeout": 30})
+
+
+def test_online_the_log_has_the_address_and_the_server_gets_the_run(path, monkeypatch, capfd):
+    with wandb_server() as server:
+        logger = online(server, monkeypatch)
+        (said,) = logger.on_fit_begin(state(path))
+        logger.on_val_end(state(path, 2, metrics={"val_loss": 7.0}))
+        logger.on_run_end(state(path, 2), "FAILED")
+        assert said.message == f"W&B: View run at {server.address}/somebody/ftray/runs/{RUN_ID}"
+        assert [(row["global_step"], row["val/loss"]) for row in server.history] == [(2, 7.0)]
+        told = server.runs[0]
+        assert (told["name"], told["displayName"], told["groupName"]) == (RUN_ID, "oak-1", "trees")
+        ended = server.streamed[-1]
+        assert (ended["complete"], ended["exitcode"]) == (True, 1)
+    printed = capfd.readouterr()
+    assert printed.out + printed.err == ""
+
+
+def test_a_stop_in_the_pages_of_wandb_is_a_stop_from_outside(path, monkeypatch):
+    with wandb_server() as server:
+        server.stop = True
+        logger = online(server, monkeypatch)
+        logger.on_fit_begin(state(path))
+        for _ in range(800):  # wandb asks every 15 seconds
+            if (path / "control" / "stop").exists():
+                break
+            time.sleep(0.05)
+        logger.on_run_end(state(path), "STOPPED")
+        assert server.streamed[-1]["exitcode"] == 0
+    assert (path / "control" / "stop").exists()
 
 
 # ---------------------------------------------------------------- options

@@ -116,7 +116,7 @@ def test_fit_with_json_prints_one_line_and_logs_to_stderr(cli, config, monkeypat
     summary = json.loads(line)
     assert summary["name"] == "second" and summary["status"] == "FINISHED"
     assert Path(summary["artifact"]).is_dir()
-    assert "Epoch 2" in done.err and "a user's print" in done.err
+    assert "Training [2/" in done.err and "a user's print" in done.err
 
 
 def test_set_overrides_and_variables_expand(cli, config, monkeypatch, labelled_csv):
@@ -167,7 +167,7 @@ def test_stop_of_a_finished_run_says_so(cli, finished):
 def test_stop_ends_a_run_at_its_next_step(cli, config, folder):
     def stop_it():
         log = folder / "runs/default/long/logs.txt"
-        while not (log.exists() and "Epoch 1" in log.read_text()):
+        while not (log.exists() and "Training [1/" in log.read_text()):
             time.sleep(0.02)
         ftray.get_run("long").stop()  # what `ftray stop` calls
 

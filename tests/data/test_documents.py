@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from docarray import BaseDoc, DocList, DocVec
 from docarray.documents import TextDoc
+from docarray.documents.legacy import LegacyDocument
 
 from ftray.data.documents import (
     LabelledText,
@@ -59,6 +62,81 @@ def test_text_docs_are_items_also_without_a_declared_type() -> None:
 def test_stacked_documents_are_read() -> None:
     docs = DocVec[LabelledText]([LabelledText(text="a", label="x")])
     assert read_records(docs).kind == "labelled"
+
+
+def test_reading_leaves_stacked_documents_as_they_are() -> None:
+    docs = DocVec[LabelledText]([LabelledText(text="a", label="x")])
+    first = read_records(docs)
+    assert first.table.column_names == ["item", "label"], "ids drawn at random are none"
+    assert read_records(docs).table == first.table and len(docs) == 1
+    given = DocVec[LabelledText]([LabelledText(id="d1", text="a", label="x")])
+    assert read_records(given).table["id"].to_pylist() == ["d1"]
+
+
+def legacy(**fields: Any) -> LegacyDocument:
+    return LegacyDocument(**fields)
+
+
+def test_the_tags_of_finetuners_documents_are_fields() -> None:
+    docs = DocList[LegacyDocument](
+        [
+            legacy(text="a", tags={"finetuner_label": 3}),
+            legacy(text="b", tags={"finetuner_label": 4}),
+        ]
+    )
+    records = read_records(docs)
+    assert records.table.to_pylist() == [{"item": "a", "label": "3"}, {"item": "b", "label": "4"}]
+    assert not any("matches" in note for note in records.notes)
+    own = DocList[LegacyDocument]([legacy(text="a", tags={"topic": "x", "n": [1]})])
+    mapped = read_records(own, columns={"item": "text", "label": "topic"})
+    assert mapped.table.to_pylist() == [{"item": "a", "label": "x"}]
+    with pytest.raises(DataError, match="index 1: there is no 'label', but the first record has"):
+        read_records(DocList[LegacyDocument]([docs[0], legacy(text="b")]))
+
+
+def test_matches_are_relevant_unless_they_are_tagged_otherwise() -> None:
+    def matches(*tagged: tuple[str, Any]) -> DocList:
+        return DocList[LegacyDocument](
+            [
+                legacy(text=t, tags={} if tag is None else {"finetuner_label": tag})
+                for t, tag in tagged
+            ]
+        )
+
+    docs = DocList[LegacyDocument](
+        [
+            legacy(id="q1", text="a", matches=matches(("m1", 1), ("m2", "-1"), ("m3", None))),
+            legacy(id="q2", text="b", matches=matches(("m4", -1))),
+            legacy(id="q3", text="c", matches=matches(("m1", "shoes"))),
+        ]
+    )
+    records = read_records(docs)
+    assert records.kind == "pairs"
+    assert [tuple(row.values()) for row in records.table.to_pylist()] == [
+        ("a", "m1", "q1"),
+        ("a", "m3", "q1"),
+        ("c", "m1", "q3"),
+    ]
+    assert "documents without a relevant match, left out: 1" in records.notes
+    assert "matches tagged -1, left out: 2" in records.notes
+
+
+def test_two_chunks_with_a_score_are_a_scored_pair() -> None:
+    def chunks(*texts: str) -> DocList:
+        return DocList[LegacyDocument]([legacy(text=text) for text in texts])
+
+    docs = DocList[LegacyDocument](
+        [
+            legacy(chunks=chunks("a", "b"), tags={"finetuner_score": "0.5"}),
+            legacy(chunks=chunks("c", "d"), tags={"finetuner_score": 1}),
+        ]
+    )
+    records = read_records(docs)
+    assert records.kind == "scored"
+    assert records.table["score"].to_pylist() == [0.5, 1.0]
+    docs[1].chunks = chunks("c")
+    with pytest.raises(DataError, match="index 1: two chunks and the tag finetuner_score"):
+        read_records(docs)
 
 
 def test_given_ids_are_kept_and_random_ones_are_not() -> None:

@@ -40,6 +40,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "prompts": {"query": "find the answer to: ", "document": "text: "},
         "include_prompt": False,
     },
+    "two towers": {"two_towers": True},
 }
 
 

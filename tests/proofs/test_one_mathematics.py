@@ -38,7 +38,7 @@ from tests.proofs.cases import (
     run_table,
 )
 from tests.proofs.gloo import run_ranks
-from tests.tiny import tiny_text_model
+from tests.tiny import tiny_text_model, tiny_two_towers
 
 TOLERANCE = 1e-9
 NOTHING = 1e-12
@@ -49,10 +49,12 @@ BROADCAST = [None, 0, {"a": [1.5, None], "b": "ü" * 5000}, "", ["x"] * 3]
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root: Path = tmp_path_factory.mktemp("models")
-    return {
-        name: str(tiny_text_model(root / str(i), **options))
-        for i, (name, options) in enumerate(MODELS.items())
-    }
+    made = {}
+    for i, (name, options) in enumerate(MODELS.items()):
+        others = {key: value for key, value in options.items() if key != "two_towers"}
+        make = tiny_two_towers if "two_towers" in options else tiny_text_model
+        made[name] = str(make(root / str(i), **others))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +135,21 @@ def test_the_table_holds_what_it_should(tables: Any) -> None:
 
 
 def embedded(encoder: TextEncoder, model: str, items: list[tuple[str, str]]) -> Tensor:
-    """Embeddings by transformers alone: one padded forward, mean over tokens, length 1."""
+    """Embeddings by transformers alone; of two towers, each for its own texts."""
+    if model != "two towers":
+        return pooled(encoder.model[0], model, items)
+    rows, parts = [], []
+    for role, tower in encoder.model[0].sub_modules.items():
+        own = [i for i, (of_text, _) in enumerate(items) if of_text == role]
+        rows += own
+        parts.append(pooled(tower[0], model, [items[i] for i in own]))
+    return torch.cat(parts)[torch.argsort(torch.tensor(rows))]
+
+
+def pooled(transformer: Any, model: str, items: list[tuple[str, str]]) -> Tensor:
+    """One padded forward, mean over tokens, length 1."""
     prompts = MODELS[model].get("prompts", {})
-    tokenizer, bert = encoder.model.tokenizer, encoder.model[0].model
+    tokenizer, bert = transformer.tokenizer, transformer.model
     texts = [prompts.get(role, "") + text for role, text in items]
     tokens = tokenizer(texts, padding=True, return_tensors="pt")
     weight = tokens["attention_mask"].double()

@@ -9,11 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from ftray.events import Log
+from ftray.events import EvaluationEnded, Log, StepEnded, StepsDiscarded
 from ftray.record import reader as reader_module
 from ftray.record.reader import RecordReader
 from ftray.record.storage import Storage
@@ -183,6 +186,84 @@ def test_a_resumed_run_has_no_artifact_until_it_ends_again(storage: Storage) -> 
         status="STARTED",
     )
     assert RecordReader(storage).metrics()["after"] == {"ndcg_at_k": 0.6}
+
+
+def test_weights_that_were_derived_count_only_where_the_artifact_holds_them(
+    storage: Storage,
+) -> None:
+    def at(alpha: float, value: float, when: str = "final") -> EvaluationEnded:
+        return evaluation(6, value, when=when, weights=f"alpha {alpha}", alpha=alpha)
+
+    events = (
+        evaluation(0, 0.1, when="before"),
+        replace(at(0.0, 0.15), when="before", global_step=0),
+        evaluation(6, 0.5),
+        at(0.4, 0.7),
+        at(0.8, 0.6),
+    )
+    record(storage, *events, status="STARTED")
+    reader = RecordReader(storage)
+    assert reader.metrics() == {"before": {"ndcg_at_k": 0.1}, "after": {"ndcg_at_k": 0.5}}
+    record(storage, ended(artifact_step=6))
+    assert reader.metrics()["after"] == {"ndcg_at_k": 0.5}
+    record(storage, ended(artifact_step=6, artifact_weights="alpha 0.4"))
+    assert reader.metrics() == {"before": {"ndcg_at_k": 0.1}, "after": {"ndcg_at_k": 0.7}}
+    rows = reader.history().select(["kind", "weights", "alpha", "ndcg_at_k"]).to_pylist()
+    curve = [row["ndcg_at_k"] for row in rows if row["weights"] is None]
+    others = [(row["alpha"], row["ndcg_at_k"]) for row in rows if row["weights"] is not None]
+    assert curve == [0.1, 0.5]
+    assert others == [(0.0, 0.15), (0.4, 0.7), (0.8, 0.6)]
+
+
+def test_examples_and_queries_of_other_weights_have_places_of_their_own(storage: Storage) -> None:
+    def seen(who: str, **more: Any) -> EvaluationEnded:
+        table = pa.table({"query_id": [who]})
+        return evaluation(6, 0.5, examples={"q": [{"id": who}]}, per_query=table, **more)
+
+    record(storage, seen("own"), seen("mixed", weights="alpha 0.4", alpha=0.4))
+    reader = RecordReader(storage)
+    assert reader.per_query("evaluation", 6)["query_id"].to_pylist() == ["own"]
+    mixed = reader.per_query("evaluation", 6, "alpha 0.4")
+    assert mixed["query_id"].to_pylist() == ["mixed"]
+    assert reader.examples()["evaluation"] == {
+        "step-000006": {"q": [{"id": "own"}]},
+        "step-000006-alpha-0.4": {"q": [{"id": "mixed"}]},
+    }
+
+
+def test_discarded_steps_are_no_part_of_the_run(storage: Storage) -> None:
+    """Two epochs of three steps; the evaluation of step 3 said to stop when step 5 was done."""
+    record(
+        storage,
+        started(),
+        evaluation(0, 0.1, when="before"),
+        *(step(n) for n in (1, 2, 3)),
+        epoch(0, 3, train_loss=0.5),
+        step(4, epoch=1),
+        evaluation(4, 0.9, when="step"),
+        step(5, epoch=1),
+        evaluation(3, 0.3, overlapped=True),
+        Log(message="stays"),
+        epoch(1, 6, train_loss=0.4),
+        StepsDiscarded(epoch=1, step=0, global_step=3, reason="no improvement"),
+        ended(artifact_step=3),
+    )
+    reader = RecordReader(storage)
+    kept = [(type(event).__name__, getattr(event, "global_step", 0)) for event in reader.events()]
+    assert kept == [
+        ("FitStarted", 0),
+        ("EvaluationEnded", 0),
+        ("StepEnded", 1),
+        ("StepEnded", 2),
+        ("StepEnded", 3),
+        ("EpochEnded", 3),
+        ("EvaluationEnded", 3),
+        ("Log", 0),
+        ("StepsDiscarded", 3),
+        ("FitEnded", 6),
+    ]
+    assert reader.metrics() == {"before": {"ndcg_at_k": 0.1}, "after": {"ndcg_at_k": 0.3}}
+    assert sum(isinstance(event, StepEnded) for event in reader.all_events()) == 5
 
 
 def test_three_minutes_are_several_beats() -> None:

@@ -57,7 +57,7 @@ def labelled(texts: list[str]) -> list[dict[str, str]]:
 
 
 def test_tokens_are_those_of_the_whole_text(encoder: TextEncoder) -> None:
-    assert encoder.max_tokens == LIMIT
+    assert encoder.max_tokens() == LIMIT
     texts = ["card", "lost my card", *words(60)]
     assert encoder.token_counts(texts, "") == [3, 5, 62]  # two of them are special tokens
     assert encoder.token_counts(texts, "") == [
@@ -190,7 +190,7 @@ def test_roles_with_prompts_are_counted_apart(tmp_path: Path) -> None:
 def test_a_model_without_a_limit_cuts_nothing(tiny_model: Path) -> None:
     encoder = load_encoder(str(tiny_model))
     encoder.model.max_seq_length = int(1e30)
-    assert encoder.max_tokens is None
+    assert encoder.max_tokens() is None
 
 
 # ---------------------------------------------------------------- who looks, and when
