@@ -11,47 +11,59 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ftray.api import (
+        delete_experiment,
         delete_run,
         encode,
         evaluate,
         fit,
+        get_experiment,
         get_model,
         get_run,
         list_callbacks,
+        list_experiments,
         list_models,
         list_runs,
     )
     from ftray.config import FitConfig
     from ftray.errors import FtrayError
+    from ftray.experiment import Experiment
     from ftray.run import Run
 
 _LAZY = {
+    "Experiment": "ftray.experiment",
     "FitConfig": "ftray.config",
     "FtrayError": "ftray.errors",
     "Run": "ftray.run",
+    "delete_experiment": "ftray.api",
     "delete_run": "ftray.api",
     "encode": "ftray.api",
     "evaluate": "ftray.api",
     "fit": "ftray.api",
+    "get_experiment": "ftray.api",
     "get_model": "ftray.api",
     "get_run": "ftray.api",
     "list_callbacks": "ftray.api",
+    "list_experiments": "ftray.api",
     "list_models": "ftray.api",
     "list_runs": "ftray.api",
 }
 
 __all__ = [
+    "Experiment",
     "FitConfig",
     "FtrayError",
     "Run",
     "__version__",
+    "delete_experiment",
     "delete_run",
     "encode",
     "evaluate",
     "fit",
+    "get_experiment",
     "get_model",
     "get_run",
     "list_callbacks",
+    "list_experiments",
     "list_models",
     "list_runs",
 ]

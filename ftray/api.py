@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftray.config import CsvOptions, FitConfig, validated
 from ftray.errors import ConfigError
+from ftray.experiment import Experiment, confirmed, find_experiment, find_experiments
 from ftray.launch.drive import fit_here
 from ftray.launch.signature import signature_of
 from ftray.run import Run, find_run, find_runs, remove_run
@@ -20,13 +21,16 @@ if TYPE_CHECKING:
     from ftray.models.text import TextEncoder
 
 __all__ = [
+    "delete_experiment",
     "delete_run",
     "encode",
     "evaluate",
     "fit",
+    "get_experiment",
     "get_model",
     "get_run",
     "list_callbacks",
+    "list_experiments",
     "list_models",
     "list_runs",
     "read_texts",
@@ -110,22 +114,56 @@ def delete_run(
         name: the run's name, or the path of its directory.
         experiment_name: where to look; None looks in all experiments.
         storage_path: under which folder or URI.
-        confirm: True deletes; None asks on the terminal.
+        confirm: True deletes; None asks.
 
     Returns:
         Whether it was deleted.
 
     Raises:
         RunNotFoundError: if there is no such run.
-        FtrayError: while the run goes on.
+        FtrayError: while the run goes on, or if nobody can be asked.
     """
     run = get_run(name, experiment_name, storage_path)
     if confirm is None:
-        answer = input(f"Delete {run.path} with its artifact and checkpoints? [y/N] ")
-        confirm = answer.strip().lower() in ("y", "yes")
+        confirm = confirmed(f"Delete {run.path} with its artifact and checkpoints?")
     if confirm:
         remove_run(run)
     return confirm
+
+
+def list_experiments(storage_path: str = "runs") -> list[Experiment]:
+    """All experiments that have a run, by name; `fit(experiment_name=...)` makes them."""
+    return find_experiments(storage_path)
+
+
+def get_experiment(name: str = "default", storage_path: str = "runs") -> Experiment:
+    """The runs of an `experiment_name`.
+
+    Raises:
+        ExperimentNotFoundError: if it has no run, with the nearest name.
+    """
+    return find_experiment(name, storage_path)
+
+
+def delete_experiment(
+    name: str, storage_path: str = "runs", *, confirm: bool | None = None
+) -> bool:
+    """Delete an experiment: all its runs, with their checkpoints and artifacts.
+
+    Args:
+        name: the experiment's name.
+        storage_path: under which folder or URI.
+        confirm: True deletes; None asks.
+
+    Returns:
+        Whether it was deleted.
+
+    Raises:
+        ExperimentNotFoundError: if it has no run.
+        FtrayError: while one of its runs goes on, if its folder holds other things than runs, or
+            if nobody can be asked; nothing is deleted then.
+    """
+    return get_experiment(name, storage_path).delete(confirm=confirm)
 
 
 def get_model(
@@ -160,7 +198,7 @@ def encode(
     Args:
         model: what `get_model` gives or takes.
         data: a list of texts, anything `train_data` may be (its first column), or a DocList.
-        role: "query" or "document", for models with prompts.
+        role: "query" or "document", for models with prompts or with two towers.
         batch_size: texts at a time.
         on_progress: called with (texts done, texts in all).
 
@@ -206,6 +244,10 @@ def evaluate(
     *,
     limit: int = 20,
     distance: str = "cosine",
+    metrics: Mapping[str, Any] | Sequence[str] | None = None,
+    query_sample_size: int | None = None,
+    query_role: str | None = None,
+    index_role: str | None = None,
     batch_size: int = 32,
     max_length: int | None = None,
     exclude_self: bool = True,
@@ -214,12 +256,14 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics of a model, in this process; the options are EvaluationCallback's.
 
-    Retrieval metrics at `limit`; `spearman` and `pearson` for scored pairs.
+    Retrieval metrics at `limit`; `spearman` and `pearson` for scored pairs. `query_role` and
+    `index_role` are its `model` and `index_model`: the tower for queries, and for the index.
 
     Raises:
         FtrayError: for data or a model that cannot be used.
     """
     from ftray.callbacks.evaluation import EvaluationCallback
+    from ftray.evaluation.encode import check_towers
     from ftray.runtime.local import LocalRuntime
     from ftray.training.evaluate import evaluate as run_evaluation
 
@@ -228,6 +272,10 @@ def evaluate(
         index_data,
         limit=limit,
         distance=distance,
+        metrics=metrics,
+        query_sample_size=query_sample_size,
+        model=query_role,
+        index_model=index_role,
         batch_size=batch_size,
         exclude_self=exclude_self,
         columns=columns,
@@ -235,6 +283,7 @@ def evaluate(
     )
     spec = callback.prepare(0)
     encoder = get_model(model, max_length=max_length) if isinstance(model, str | Path) else model
+    check_towers(spec, encoder)
     runtime = LocalRuntime(encoder.device, [spec], lambda event: None, lambda: None)
     done = run_evaluation(
         spec, 0, encoder, runtime, layout="bucketed", on_progress=lambda *progress: None

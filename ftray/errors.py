@@ -14,6 +14,7 @@ __all__ = [
     "ClusterError",
     "ConfigError",
     "DataError",
+    "ExperimentNotFoundError",
     "FtrayError",
     "ModelError",
     "RunExistsError",
@@ -52,6 +53,10 @@ class RunExistsError(FtrayError):
 
 class RunNotFoundError(FtrayError):
     """No run of that name is on record."""
+
+
+class ExperimentNotFoundError(FtrayError):
+    """No experiment of that name has a run on record."""
 
 
 class ClusterError(FtrayError):

@@ -10,7 +10,6 @@ from typing import Any
 import pyarrow as pa
 
 from ftray.errors import FtrayError, RunFailedError, RunNotFoundError, nearest
-from ftray.events import EvaluationEnded
 from ftray.record.reader import RecordReader
 from ftray.record.session import STOP_FILE
 from ftray.record.storage import Storage
@@ -97,7 +96,8 @@ class Run:
             done = self.status() in DONE
             text = self.logs()
             end = len(text) if done else text.rfind("\n") + 1
-            yield from text[shown:end].splitlines()
+            if end > shown:
+                yield from text[shown:end].removesuffix("\n").split("\n")
             shown = max(shown, end)
             if done:
                 return
@@ -134,16 +134,25 @@ class Run:
         return self._record.metrics()
 
     def display_metrics(self) -> None:
-        """Print a table: before, after, change."""
-        from ftray.report.tables import metrics_table
+        """Show a table: before, after, change; of several evaluations each is a section.
 
-        metrics = self.metrics()
-        _print(metrics_table(metrics["before"], metrics["after"]))
+        In a notebook it is an HTML table.
+
+        Raises:
+            RunFailedError: if the run failed, with the reason.
+        """
+        from ftray.report.tables import metrics_sheet, show
+
+        if any(self.metrics().values()):
+            show(metrics_sheet(self._record.metrics_by_evaluation()))
+        else:
+            print(f"Run '{self.name}' ({self.status()}) has no metrics of an EvaluationCallback")
 
     def example_results(self, evaluation: str | None = None) -> dict[str, dict[str, list[Any]]]:
         """`{"before": {query: [match, …]}, "after": {…}}` of an EvaluationCallback.
 
-        Each match is {id, text, score, relevant}. Empty without `gather_examples=True`.
+        Each match is {id, text, score, relevant}. Empty without `gather_examples=True`; "after" is
+        also empty where no evaluation has seen the artifact's weights.
 
         Args:
             evaluation: its caption; may be left out where there is one evaluation.
@@ -165,15 +174,41 @@ class Run:
         return {"before": sides.get("before", {}), "after": sides.get(key, {})}
 
     def display_examples(self, k: int = 5, evaluation: str | None = None) -> None:
-        """Print tables of the best `k` matches of the example queries, before and after."""
-        from ftray.report.tables import examples_table
+        """Show tables of the best `k` matches of the example queries, before and after.
 
-        results = self.example_results(evaluation)
-        for side in ("before", "after"):
-            _print(examples_table(f"Results {side} fine-tuning", results[side], k))
+        In a notebook they are HTML tables.
+
+        Args:
+            k: how many matches of each query, at most; an evaluation keeps `limit` of them.
+            evaluation: its caption; None shows those of all evaluations.
+
+        Raises:
+            FtrayError: for an unknown caption, or a k below 1.
+        """
+        from ftray.report.tables import examples_sheet, show
+
+        if k < 1:
+            raise FtrayError(f"k is {k}: at least 1 match of each query can be shown")
+        names = [evaluation] if evaluation is not None else list(self._record.examples())
+        if not names:
+            print(
+                f"Run '{self.name}' ({self.status()}) has no examples: they are kept by an "
+                "EvaluationCallback with gather_examples=True"
+            )
+        for name in names:
+            of = f" ({name})" if len(names) > 1 else ""
+            for side, results in self.example_results(name).items():
+                if results:
+                    show(examples_sheet(f"Results {side} fine-tuning{of}", results, k))
 
     def history(self) -> pa.Table:
-        """One row per step, evaluation and epoch; see `RecordReader.history`."""
+        """One row per step, evaluation and epoch, in order of arrival.
+
+        `kind` says which; the other columns are `time_s`, `epoch`, `step`, `global_step`, `loss`,
+        `learning_rate`, `grad_norm`, `rows`, `tokens`, one for each metric, and `weights` and
+        `alpha`, which are null but for evaluations of weights that were derived from those of the
+        step (`RecordReader.history` says it all). `to_pandas()` makes a DataFrame.
+        """
         return self._record.history()
 
     def per_query(self, when: str = "after", evaluation: str = "evaluation") -> pa.Table:
@@ -189,16 +224,26 @@ class Run:
             FtrayError: if there was no such evaluation.
         """
         if when == "before":
-            found = [e for e in self._evaluations() if e.when == "before"]
+            found = self._record.first_evaluations()
         else:
             found = self._record.final_evaluations()
-        steps = [e.global_step for e in found if e.name == evaluation]
-        if not steps:
+        of_it = [e for e in found if e.name == evaluation]
+        if not of_it:
             raise FtrayError(f"Run '{self.name}' has no evaluation '{evaluation}' {when}")
-        return self._record.per_query(evaluation, steps[-1])
+        return self._record.per_query(evaluation, of_it[-1].global_step, of_it[-1].weights)
 
-    def _evaluations(self) -> list[EvaluationEnded]:
-        return [e for e in self._record.events() if isinstance(e, EvaluationEnded)]
+    def report(self) -> str:
+        """The path or URI of `report.html`, one page that needs no network.
+
+        It is written when the run ends, and now and then before. Here it is written anew if it is
+        missing, or not of the record as it stands (while the run goes on, always).
+
+        Raises:
+            StorageError: if it cannot be written.
+        """
+        from ftray.report.page import fresh_report
+
+        return fresh_report(self._storage)
 
     @property
     def artifact_id(self) -> str:
@@ -278,9 +323,3 @@ def remove_run(run: Run) -> None:
     if run.status() not in DONE:
         raise FtrayError(f"Run '{run.name}' is {run.status()}; stop it first")
     run._storage.delete("")
-
-
-def _print(table: Any) -> None:
-    from rich.console import Console
-
-    Console(highlight=False).print(table)

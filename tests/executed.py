@@ -7,7 +7,6 @@ that were executed, and the outputs have no path of the machine that did it.
 from __future__ import annotations
 
 import hashlib
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -35,16 +34,24 @@ def execute(path: Path, folder: Path) -> Any:
     """
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(folder)}}
-    NotebookClient(notebook, timeout=TIMEOUT_S, resources=resources, record_timing=False).execute()
+    NotebookClient(
+        notebook,
+        timeout=TIMEOUT_S,
+        resources=resources,
+        record_timing=False,
+        coalesce_streams=True,  # as a notebook shows them
+    ).execute()
     return notebook
 
 
 def main(path: Path) -> None:
     """Execute a notebook in a fresh folder and write it back with its outputs."""
     with tempfile.TemporaryDirectory() as folder:
-        notebook = execute(path, Path(folder).resolve())
-        for cell in notebook.cells:
-            cell.pop("outputs", None) if cell.cell_type != "code" else _clean(cell, folder)
+        folder = str(Path(folder).resolve())
+        notebook = execute(path, Path(folder))
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            _clean(cell, folder)
     notebook.metadata = {
         "kernelspec": notebook.metadata["kernelspec"],
         "language_info": {"name": "python"},
@@ -57,7 +64,7 @@ def _clean(cell: Any, folder: str) -> None:
     """No path of this machine, and no display that was emptied in the end."""
 
     def relative(text: str) -> str:
-        return text.replace(f"{Path(folder).resolve()}/", "").replace(str(Path.home()), "~")
+        return text.replace(f"{folder}/", "").replace(str(Path.home()), "~")
 
     kept = []
     for output in cell.outputs:

@@ -46,10 +46,11 @@ class EvaluationCallback(Callback):
     A metric of your own is a function of one query's ranking, `fn(relevance, **options)`, as in
     Finetuner 0.4.1. `relevance` is a list of 1 (relevant) and 0, one for each document returned,
     best first, at most `limit`. If the function has a parameter `max_rel`, it gets the number of
-    relevant documents of this query that the index holds; a parameter `grades` gets the list of
-    the documents' grades. It returns a number that is finite; the metric is the mean over all
-    queries, `run.per_query()` has each. On Ray it travels to other processes: a function of a
-    script or a notebook, also a lambda, goes as it is, one of a module must be importable there.
+    relevant documents of this query that the index holds (0 if there are none); a parameter
+    `grades` gets the list of the documents' grades. It returns a number that is finite; the metric
+    is the mean over all queries, `run.per_query()` has each. On Ray it travels to other processes:
+    a function of a script or a notebook, also a lambda, goes as it is, one of a module must be
+    importable there.
 
     Args:
         query_data: labelled texts, (query, document) pairs, (a, b, score) pairs, or a BEIR folder.
@@ -112,26 +113,6 @@ class EvaluationCallback(Callback):
         columns: Mapping[str, str] | None = None,
         csv_options: Mapping[str, Any] | CsvOptions | None = None,
     ) -> None:
-        check_distance(distance)
-        for name, value in (
-            ("limit", limit),
-            ("batch_size", batch_size),
-            ("steps_per_interval", 1 if steps_per_interval is None else steps_per_interval),
-            ("query_sample_size", 1 if query_sample_size is None else query_sample_size),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"EvaluationCallback: {name} = {value!r}: a positive number")
-        measures_of(metrics, (*METRICS, *CORRELATIONS))
-        for name, tower in (("model", model), ("index_model", index_model)):
-            if tower is not None and not isinstance(tower, str):
-                raise ConfigError(f"EvaluationCallback: {name} = {tower!r}: the name of a tower")
-        if caption is not None and not re.fullmatch(r"\w[\w.\- ]{0,63}", caption):
-            raise ConfigError(
-                f"EvaluationCallback: caption = {caption!r}: letters, digits, '_', '-', '.' and "
-                "spaces, at most 64"
-            )
-        if gather_examples and num_example_queries < 1:
-            raise ConfigError("EvaluationCallback: num_example_queries: at least 1")
         self.query_data = query_data
         self.index_data = index_data
         self.model = model
@@ -151,6 +132,29 @@ class EvaluationCallback(Callback):
         self.csv_options = csv_options
         self.number = -1
         self._keys: tuple[str, ...] | None = None
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse values that cannot work, whatever the data."""
+        check_distance(self.distance)
+        measures_of(self.metrics, (*METRICS, *CORRELATIONS))
+        for name in ("limit", "batch_size", "steps_per_interval", "query_sample_size"):
+            value = getattr(self, name)
+            if value is None and name in ("steps_per_interval", "query_sample_size"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"EvaluationCallback: {name} = {value!r}: a positive number")
+        for name in ("model", "index_model"):
+            tower = getattr(self, name)
+            if not isinstance(tower, str | None):
+                raise ConfigError(f"EvaluationCallback: {name} = {tower!r}: the name of a tower")
+        if self.caption is not None and not re.fullmatch(r"\w[\w.\- ]{0,63}", self.caption):
+            raise ConfigError(
+                f"EvaluationCallback: caption = {self.caption!r}: letters, digits, '_', '-', '.' "
+                "and spaces, at most 64"
+            )
+        if self.gather_examples and self.num_example_queries < 1:
+            raise ConfigError("EvaluationCallback: num_example_queries: at least 1")
 
     @property
     def name(self) -> str:
@@ -177,14 +181,14 @@ class EvaluationCallback(Callback):
             DataError: for data that cannot be read or does not fit together.
             ConfigError: for options that do not go with the data, or a tower that is not there.
         """
-        spec = self._spec(columns, ("", model, model_prefix(model)))
+        spec = self._spec(columns, model)
         if towers is not None:
             spec.check_towers(towers, model)
         self.number = number
         self._keys = tuple(spec.key(name) for name in spec.metrics)
         return spec
 
-    def _spec(self, columns: Mapping[str, str] | None, models: tuple[str, ...]) -> EvaluationSpec:
+    def _spec(self, columns: Mapping[str, str] | None, model: str) -> EvaluationSpec:
         data = evaluation_data(
             self.query_data,
             self.index_data,
@@ -192,7 +196,7 @@ class EvaluationCallback(Callback):
             inherited=columns,
             csv_options=self.csv_options,
         )
-        query, index = self._towers(models)
+        query, index = self._towers(model)
         common: dict[str, Any] = {
             "name": self.name,
             "caption": self.caption,
@@ -217,10 +221,13 @@ class EvaluationCallback(Callback):
             **common,
         )
 
-    def _towers(self, models: tuple[str, ...]) -> tuple[str | None, str | None]:
-        """The towers of queries and index; None is the natural one."""
+    def _towers(self, model: str) -> tuple[str | None, str | None]:
+        """The towers of queries and index; None is the natural one, and so is the model's name."""
         given = (self.model, self.model if self.index_model is None else self.index_model)
-        query, index = (None if name in models else name for name in given)
+        query, index = (
+            None if name is None or model_prefix(name) == model_prefix(model) else name
+            for name in given
+        )
         return query, index
 
     def _check_pairs(self) -> None:

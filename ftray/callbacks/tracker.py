@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from ftray.callbacks.base import EvaluationResult, Logger, State
@@ -45,6 +45,8 @@ class Tracker(Logger):
         self._started = False
         self._rates: dict[str, float] = {}
         self._evaluated: set[str] = set()
+        self._told: set[tuple[str, int]] = set()
+        self._values: dict[str, float] = {}
         self._before: dict[str, list[list[Any]]] = {}
         self._after: dict[str, list[list[Any]]] = {}
 
@@ -63,7 +65,7 @@ class Tracker(Logger):
         raise NotImplementedError
 
     def log_examples(self, name: str, rows: Sequence[Sequence[Any]], *, global_step: int) -> None:
-        """Tell examples, by `EXAMPLE_COLUMNS`; a later call has the earlier rows as well."""
+        """Tell the examples before and after training, by `EXAMPLE_COLUMNS`."""
         raise NotImplementedError
 
     def finish(self, status: str) -> None:
@@ -74,7 +76,9 @@ class Tracker(Logger):
 
     def on_fit_begin(self, state: State) -> Any:
         """Open what is written to."""
-        self._rates, self._evaluated, self._before, self._after = {}, set(), {}, {}
+        self._rates, self._evaluated, self._told = {}, set(), set()
+        self._before, self._after = {}, {}
+        self._values = dict(state.metrics)
         decisions = self.start(state)
         self._started = True
         return decisions
@@ -118,16 +122,21 @@ class Tracker(Logger):
         if result.examples:
             self._take_examples(result)
 
+    def on_metrics(self, state: State) -> None:
+        """Tell what callbacks logged at this step themselves."""
+        self._log_own(state, state.fresh)
+
     def on_epoch_end(self, state: State) -> None:
         """Tell what callbacks logged in this epoch themselves."""
-        known = {"train_loss", "val_loss", *self._evaluated}
-        own = {
-            f"metrics/{key}": state.metrics[key]
-            for key in sorted(state.fresh - known)
-            if key in state.metrics
-        }
-        if own:
-            self._log(state, own)
+        self._log_own(state, state.fresh | self._changed(state))
+
+    def on_epoch_begin(self, state: State) -> None:
+        """Tell what callbacks logged when the epoch before had ended; its step is this one."""
+        self._log_own(state, self._changed(state), epoch=state.epoch)
+
+    def on_fit_end(self, state: State) -> None:
+        """Tell what callbacks logged when the last epoch had ended."""
+        self._log_own(state, self._changed(state))
 
     def on_run_end(self, state: State, status: str) -> None:
         """Tell the examples before and after, and close."""
@@ -135,9 +144,9 @@ class Tracker(Logger):
             return  # it ended before it began
         self._started = False
         try:
-            for name, rows in self._after.items():
-                every = [*self._before.get(name, []), *rows]
-                self.log_examples(name, every, global_step=state.global_step)
+            for name in sorted({*self._before, *self._after}):
+                rows = [*self._before.get(name, []), *self._after.get(name, [])]
+                self.log_examples(name, rows, global_step=state.global_step)
         finally:
             self.finish(status)
 
@@ -146,15 +155,31 @@ class Tracker(Logger):
     def _log(self, state: State, values: Mapping[str, float]) -> None:
         self.log(values, global_step=state.global_step, epoch=min(state.epoch + 1, state.epochs))
 
+    def _changed(self, state: State) -> set[str]:
+        """Metrics that are not what they were when this was asked before."""
+        before, self._values = self._values, dict(state.metrics)
+        return {key for key, value in self._values.items() if before.get(key) != value}
+
+    def _log_own(self, state: State, keys: Collection[str], epoch: int | None = None) -> None:
+        """Tell metrics that are neither losses nor of an evaluation, each once a step."""
+        known = {"train_loss", "val_loss", *self._evaluated}
+        step = state.global_step
+        own = [
+            key
+            for key in sorted(keys)
+            if key in state.metrics and key not in known and (key, step) not in self._told
+        ]
+        self._told.update((key, step) for key in own)
+        if own:
+            values = {f"metrics/{key}": state.metrics[key] for key in own}
+            done = min(state.epoch + 1, state.epochs) if epoch is None else epoch
+            self.log(values, global_step=step, epoch=done)
+
     def _take_examples(self, result: EvaluationResult) -> None:
-        """Those before training at once, of the others the newest when the run ends."""
+        """Keep those before training, and of the others the newest, until the run ends."""
         name = f"{result.caption}_examples" if result.caption else "examples"
-        rows = _example_rows(result)
-        if result.when == "before":
-            self._before[name] = rows
-            self.log_examples(name, rows, global_step=result.global_step)
-        else:
-            self._after[name] = rows
+        kept = self._before if result.when == "before" else self._after
+        kept[name] = _example_rows(result)
 
 
 def _example_rows(result: EvaluationResult) -> list[list[Any]]:

@@ -163,6 +163,32 @@ def stop(name: RunName, storage_path: StoragePath = "runs", experiment: Experime
 
 
 @app.command()
+def delete(
+    name: RunName,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    storage_path: StoragePath = "runs",
+    experiment: Experiment = None,
+) -> None:
+    """Delete a run with its checkpoints and artifact; asks first."""
+    from ftray.cli.delete import run
+
+    run(name, yes, storage_path, experiment)
+
+
+@app.command()
+def report(
+    name: RunName,
+    storage_path: StoragePath = "runs",
+    experiment: Experiment = None,
+    as_json: Json = False,
+) -> None:
+    """Write a run's report.html if it is not up to date, and print where it is."""
+    from ftray.cli.report import run
+
+    run(name, storage_path, experiment, as_json)
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="An artifact, a folder, a name, or a hub id.")],
     query: Annotated[str, typer.Option(help="Queries: labelled, pairs, scored pairs, or BEIR.")],
@@ -171,6 +197,18 @@ def evaluate(
     distance: Annotated[str, typer.Option(help="cosine, dot, euclidean or sqeuclidean.")] = (
         "cosine"
     ),
+    metric: Annotated[
+        Optional[list[str]], typer.Option(help="Only this metric; may be given again.")
+    ] = None,
+    query_sample_size: Annotated[
+        Optional[int], typer.Option(help="Evaluate with this many of the queries.", min=1)
+    ] = None,
+    query_role: Annotated[
+        Optional[str], typer.Option(help="Tower for queries: query or document.")
+    ] = None,
+    index_role: Annotated[
+        Optional[str], typer.Option(help="Tower for the index; default: as --query-role.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     max_length: Annotated[Optional[int], typer.Option(help="Longest text in tokens.")] = None,
     column: Columns = None,
@@ -179,7 +217,21 @@ def evaluate(
     """Measure a model's quality, without training: retrieval, or scored pairs."""
     from ftray.cli.evaluate import run
 
-    run(model, query, index, limit, distance, batch_size, max_length, column or [], as_json)
+    run(
+        model,
+        query,
+        index,
+        columns=column or [],
+        as_json=as_json,
+        limit=limit,
+        distance=distance,
+        metrics=metric or None,
+        query_sample_size=query_sample_size,
+        query_role=query_role,
+        index_role=index_role,
+        batch_size=batch_size,
+        max_length=max_length,
+    )
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -18,26 +19,16 @@ def run(
     model: str,
     query: str,
     index: str | None,
-    limit: int,
-    distance: str,
-    batch_size: int,
-    max_length: int | None,
+    *,
     columns: Sequence[str],
     as_json: bool,
+    limit: int,
+    **options: Any,
 ) -> None:
-    """Evaluate a model in this process and print its metrics."""
+    """Evaluate a model in this process and print its metrics; `options` are `evaluate`'s."""
     from ftray.api import evaluate
 
-    metrics = evaluate(
-        model,
-        query,
-        index,
-        limit=limit,
-        distance=distance,
-        batch_size=batch_size,
-        max_length=max_length,
-        columns=parse_columns(columns),
-    )
+    metrics = evaluate(model, query, index, limit=limit, columns=parse_columns(columns), **options)
     if as_json:
         print(json.dumps(metrics))
         return

@@ -45,7 +45,7 @@ class Placement:
     num_workers: int
     use_gpu: bool
     cpus_per_worker: int
-    spare_gpus: float = 0.0
+    spare_gpus: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,13 +198,17 @@ def place(config: FitConfig) -> Placement:
             f"{counted(gpus, 'GPU')}. "
             f"Give num_workers: {gpus}, or device: cpu"
         )
-    free = ray.available_resources().get("GPU", 0.0)
     return Placement(
         num_workers=workers,
         use_gpu=use_gpu,
         cpus_per_worker=_cpus_for_each(workers, use_gpu),
-        spare_gpus=max(0.0, free - workers) if use_gpu else 0.0,
+        spare_gpus=_free_gpus() - workers if use_gpu and gpus > workers else 0,
     )
+
+
+def _free_gpus() -> int:
+    """GPUs that nobody holds: an actor that waits for one that others hold would wait for long."""
+    return int(ray.available_resources().get("GPU", 0))
 
 
 def _cpus_for_each(workers: int, use_gpu: bool) -> int:

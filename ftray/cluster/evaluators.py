@@ -57,7 +57,7 @@ class EvaluatorActor:
         return self._evaluator(number, weights)
 
 
-def start_evaluators(job: Job, spare_gpus: float) -> dict[int, Any]:
+def start_evaluators(job: Job, spare_gpus: int) -> dict[int, Any]:
     """An actor for each evaluation that overlaps training, by the evaluation's number.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from ftray.errors import DataError, nearest
 
-__all__ = ["KNOWN_NAMES", "ROLES_OF", "TELLING", "Kind", "Layout", "resolve"]
+__all__ = ["KNOWN_NAMES", "ROLES_OF", "TELLING", "Kind", "Layout", "MissingColumnError", "resolve"]
 
 Kind = Literal["labelled", "pairs", "scored", "items"]
 
@@ -45,6 +45,10 @@ KNOWN_NAMES = frozenset(name for names in TELLING.values() for name in names)
 
 _JUDGING = frozenset({*TELLING["score"], *TELLING["label"]})
 _ROLES = tuple(role for role in TELLING if role != "id")
+
+
+class MissingColumnError(DataError):
+    """A mapping names a column that the source lacks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +137,7 @@ def _check(names: Sequence[str], given: Mapping[str, str], source: str) -> None:
         if role not in TELLING:
             raise DataError(f"columns: there is no role '{role}'.{nearest(role, TELLING)}")
         if column not in names:
-            raise DataError(
+            raise MissingColumnError(
                 f"columns: {source} has no column '{column}' for {role}.{nearest(column, names)}"
             )
     if len(set(given.values())) < len(given):

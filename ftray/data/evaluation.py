@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from ftray.data.readers import CsvOptions, read_records
+from ftray.data.columns import MissingColumnError
+from ftray.data.readers import CsvOptions, Records, read_records
 from ftray.data.relevance import RetrievalSet
 from ftray.data.retrieval import is_folder, is_same, retrieval_set
 from ftray.data.scored import PairSet, pair_set
-from ftray.errors import ConfigError
+from ftray.errors import ConfigError, DataError
 
 __all__ = ["evaluation_data"]
 
@@ -19,6 +22,7 @@ def evaluation_data(
     index_data: Any = None,
     *,
     columns: Mapping[str, str] | None = None,
+    inherited: Mapping[str, str] | None = None,
     csv_options: CsvOptions | Mapping[str, Any] | None = None,
 ) -> RetrievalSet | PairSet:
     """Read the data of an evaluation: a `PairSet` if the queries are scored pairs.
@@ -27,6 +31,8 @@ def evaluation_data(
         query_data: labelled texts, pairs, scored pairs, or a BEIR folder.
         index_data: what is searched; see `retrieval_set`. Scored pairs have none.
         columns: roles to columns.
+        inherited: the same of the training data, for data that has all these columns; names decide
+            where it lacks one.
         csv_options: how to read both.
 
     Raises:
@@ -35,7 +41,14 @@ def evaluation_data(
     """
     if is_folder(query_data):
         return retrieval_set(query_data, index_data, columns=columns, csv_options=csv_options)
-    records = read_records(query_data, columns=columns, csv_options=csv_options, where="query_data")
+    read = partial(read_records, csv_options=csv_options, where="query_data")
+    options = dict(csv_options or {})
+    told = options.get("header") is False or options.get("is_labeled") is not None
+    taken = None if columns or told else inherited
+    records = _inherited(query_data, taken, options) if taken else None
+    if records is None:
+        taken = None
+        records = read(query_data, columns=columns)
     if records.kind == "scored":
         if index_data is not None:
             raise ConfigError(
@@ -45,4 +58,34 @@ def evaluation_data(
             )
         return pair_set(records)
     index = None if is_same(query_data, index_data) else index_data
-    return retrieval_set(records, index, columns=columns, csv_options=csv_options)
+    judge = partial(retrieval_set, records, index, csv_options=csv_options)
+    if taken is None:
+        return judge(columns=columns)
+    try:
+        return judge(columns=taken)
+    except MissingColumnError:  # of an index of another layout
+        return judge()
+
+
+def _inherited(data: Any, columns: Mapping[str, str], options: Mapping[str, Any]) -> Records | None:
+    """The data read by the columns of the training data; None where these do not fit it.
+
+    Data that names alone tell to be scored pairs stay that: two texts named by the training data
+    would leave the score unread.
+    """
+    try:
+        records = read_records(data, columns=columns, csv_options=options, where="query_data")
+    except MissingColumnError:
+        return None
+    if records.kind == "pairs" and _is_scored(data, options):
+        return None
+    said = ", ".join(f"{role}: {name}" for role, name in columns.items())
+    return replace(records, notes=(*records.notes, f"columns as of the training data: {said}"))
+
+
+def _is_scored(data: Any, options: Mapping[str, Any]) -> bool:
+    """Whether names alone tell so, of its first row."""
+    try:
+        return read_records(data, csv_options={**options, "size": 1}).kind == "scored"
+    except DataError:  # they do not tell
+        return False

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from ftray.data.cleaning import fingerprint
 
-__all__ = ["Relevance", "RetrievalSet", "Side", "assembled", "grouped", "lists_of", "shared"]
-__all__ += ["starts_of"]
+__all__ = ["Relevance", "RetrievalSet", "Side", "assembled", "grouped", "lists_of", "sampled"]
+__all__ += ["shared", "starts_of"]
 
 Numbers = npt.NDArray[np.int64]
 
@@ -68,6 +68,29 @@ class RetrievalSet:
             first = self.group_documents[self.group_starts[self.groups[some]]]
             counts[some] -= (counts[some] == 1) & (first == self.own_document[some])
         return int((counts > 0).sum())
+
+
+def sampled(data: RetrievalSet, size: int) -> RetrievalSet:
+    """The set with `size` of its queries, drawn by the data itself; the documents stay.
+
+    The same data gives the same queries, always and everywhere, in the data's order. If there are
+    no more than `size`, all stay.
+    """
+    count = len(data.query_ids)
+    if size >= count:
+        return data
+    seed = int(data.fingerprint, 16)
+    rows = np.sort(np.random.default_rng(seed).choice(count, size, replace=False))
+    digest = hashlib.sha256(data.fingerprint.encode() + rows.tobytes())
+    return replace(
+        data,
+        query_texts=data.query_texts.take(pa.array(rows)),
+        query_ids=[data.query_ids[row] for row in rows],
+        groups=data.groups[rows],
+        own_document=data.own_document[rows],
+        notes=(*data.notes, f"{size:,} of {count:,} queries sampled"),
+        fingerprint=digest.hexdigest()[:16],
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ftray.evaluation.spec import batches_of
+from ftray.evaluation.spec import EvaluationSpec, batches_of
 from ftray.models.layout import Layout
 from ftray.models.text import Features
 
-__all__ = ["TextModel", "encode_batch", "encode_texts", "evaluating"]
+__all__ = ["TextModel", "check_towers", "encode_batch", "encode_texts", "evaluating"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -41,6 +41,26 @@ class TextModel(Protocol):
     def train(self, mode: bool = True) -> object:
         """Switch dropout on or off."""
         ...
+
+
+class HasTowers(Protocol):
+    """What checking towers needs of an encoder."""
+
+    name: str
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """The roles that it encodes differently."""
+        ...
+
+
+def check_towers(spec: EvaluationSpec, encoder: HasTowers) -> None:
+    """Refuse an evaluation that asks for a tower which the model lacks.
+
+    Raises:
+        ConfigError: with the towers that there are.
+    """
+    spec.check_towers(encoder.towers, encoder.name)
 
 
 @contextmanager
@@ -78,7 +98,7 @@ def encode_texts(
     Args:
         encoder: the model.
         texts: what to encode.
-        role: "query", "document" or "": selects the prompt.
+        role: "query", "document" or "": selects the prompt, and the route of a two-tower model.
         batch_size: texts at a time.
         layout: see `ftray.models.layout`.
         on_progress: called with (texts done, texts in all) after each batch.

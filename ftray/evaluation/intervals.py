@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PairedChange", "paired_change"]
+__all__ = ["PairedChange", "paired_change", "paired_changes"]
+
+MAX_COUNTS = 4_000_000
+"""How many counts of queries are held at a time: 32 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +39,40 @@ def paired_change(
         resamples: how many resamples.
         seed: of the resampling.
     """
+    columns = (np.reshape(np.asarray(side, float), (-1, 1)) for side in (before, after))
+    return paired_changes(*columns, confidence=confidence, resamples=resamples, seed=seed)[0]
+
+
+def paired_changes(
+    before: npt.ArrayLike,
+    after: npt.ArrayLike,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> list[PairedChange]:
+    """`paired_change` of several metrics, all from the same resamples of the queries.
+
+    Args:
+        before: `M` metrics of each query, `(Q, M)`.
+        after: the same queries and metrics in the same order, `(Q, M)`.
+        confidence: share of resampled means inside the intervals.
+        resamples: how many resamples.
+        seed: of the resampling.
+    """
     change = np.asarray(after, float) - np.asarray(before, float)
+    queries = len(change)
     rng = np.random.default_rng(seed)
-    counts = rng.multinomial(len(change), np.full(len(change), 1 / len(change)), resamples)
-    means = counts @ change / len(change)
+    block = max(1, MAX_COUNTS // queries)
+    means = [
+        rng.multinomial(queries, np.full(queries, 1 / queries), min(block, resamples - start))
+        @ change
+        / queries
+        for start in range(0, resamples, block)
+    ]
     tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return PairedChange(mean=float(change.mean()), low=float(low), high=float(high))
+    lows, highs = np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0)
+    return [
+        PairedChange(mean=float(mean), low=float(low), high=float(high))
+        for mean, low, high in zip(change.mean(axis=0), lows, highs, strict=True)
+    ]

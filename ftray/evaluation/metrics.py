@@ -9,6 +9,7 @@ judgements (pairs of group and document).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from ftray.errors import ConfigError, DataError
 
-__all__ = ["METRICS", "Judged", "judge", "mean_metrics", "per_query"]
+__all__ = ["METRICS", "Judged", "judge", "mean_metrics", "means", "per_query"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -187,9 +188,18 @@ def mean_metrics(judged: Judged, k: int) -> dict[str, float]:
         ConfigError: `k` is out of range.
         DataError: there are no queries.
     """
-    if judged.relevant.size == 0:
+    return means(per_query(judged, k))
+
+
+def means(values: Mapping[str, Floats]) -> dict[str, float]:
+    """The mean of each metric `(Q,)` over all queries.
+
+    Raises:
+        DataError: there are no queries.
+    """
+    if any(one.size == 0 for one in values.values()):
         raise DataError("There are no queries to evaluate.")
-    return {name: float(values.mean()) for name, values in per_query(judged, k).items()}
+    return {name: float(one.mean()) for name, one in values.items()}
 
 
 def _best_grades(groups: Ints, starts: Ints, entry_group: Ints, grades: Floats, n: int) -> Floats:

@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ftray.evaluation.base import Scorer, Scores
-from ftray.evaluation.metrics import judge, mean_metrics, per_query
+from ftray.evaluation.measures import measure
+from ftray.evaluation.metrics import judge, means
 from ftray.evaluation.search import ExactIndex
 from ftray.evaluation.similarity import SimilarityScorer
 from ftray.evaluation.spec import EvaluationSpec, RetrievalSpec, SimilaritySpec
@@ -39,7 +40,8 @@ class RetrievalScorer(Scorer):
         """Index, search and judge all batches; see `Scorer.score`."""
         spec, data = self._spec, self._spec.data
         documents = self._assemble("index")
-        queries = documents if spec.one_set else self._assemble("query")
+        places = spec.query_places
+        queries = self._assemble("query") if places is None else documents[places]
         index = ExactIndex(documents.shape[1], spec.distance)
         index.add(data.document_ids, documents)
         own = data.own_document if spec.exclude_self else None
@@ -47,7 +49,13 @@ class RetrievalScorer(Scorer):
         judged = judge(
             ranked, data.groups, data.group_starts, data.group_documents, data.group_grades, own
         )
-        values = per_query(judged, spec.limit)
+        values = measure(
+            spec.measures,
+            judged,
+            (ranked >= 0).sum(axis=1),
+            limit=spec.limit,
+            describe=lambda query: f"'{_short(data.query_texts[query].as_py())}'",
+        )
         table = pa.table(
             {
                 "query_id": data.query_ids,
@@ -57,7 +65,7 @@ class RetrievalScorer(Scorer):
             }
         )
         return Scores(
-            metrics=mean_metrics(judged, spec.limit),
+            metrics=means(values),
             per_query=table,
             examples=self._examples(ranked, found) if spec.examples else None,
             queries_without_relevant=int((judged.relevant == 0).sum()),
@@ -66,10 +74,14 @@ class RetrievalScorer(Scorer):
     def _examples(self, ranked: Any, found: Floats) -> dict[str, list[dict[str, Any]]]:
         data = self._spec.data
         documents = data.document_texts
+        texts = data.query_texts.slice(0, self._spec.examples).to_pylist()
         examples: dict[str, list[dict[str, Any]]] = {}
-        for query in range(min(self._spec.examples, len(data.query_texts))):
+        for query, text in enumerate(texts):
             relevant = set(data.relevant(query)[0].tolist())
-            examples[data.query_texts[query].as_py()] = [
+            key = text
+            while key in examples or (key == text and texts.count(text) > 1):
+                key += f" [{data.query_ids[query]}]"  # two queries may have one text
+            examples[key] = [
                 {
                     "id": data.document_ids[position],
                     "text": documents[position].as_py(),
@@ -80,3 +92,7 @@ class RetrievalScorer(Scorer):
                 if position >= 0
             ]
         return examples
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:59] + "…"

@@ -55,7 +55,9 @@ class SimilarityScorer(Scorer):
                 "similarity": values,
             }
         )
-        return Scores(metrics=correlations(values, data.scores), per_query=table)
+        found = correlations(values, data.scores)
+        metrics = {one.name: found[str(one.function)] for one in self._spec.measures}
+        return Scores(metrics=metrics, per_query=table)
 
 
 def similarities(first: Floats32, second: Floats32, distance: str) -> Floats32:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +16,10 @@ import pyarrow.compute as pc
 from ftray.data.relevance import RetrievalSet
 from ftray.data.scored import PairSet
 from ftray.errors import ConfigError, nearest
+from ftray.evaluation.measures import Measure, correlation_measures, measures_of
 from ftray.evaluation.metrics import METRICS
 
 __all__ = [
-    "CORRELATIONS",
     "DISTANCES",
     "EvaluationSpec",
     "RetrievalSpec",
@@ -29,9 +30,6 @@ __all__ = [
 ]
 
 Numbers = npt.NDArray[np.int64]
-
-CORRELATIONS: tuple[str, ...] = ("pearson", "spearman")
-"""The metrics of scored pairs."""
 
 DISTANCES: tuple[str, ...] = ("cosine", "dot", "euclidean", "sqeuclidean")
 
@@ -75,10 +73,9 @@ class EvaluationSpec(ABC):
         distance: one of `DISTANCES`.
         overlap: whether training goes on meanwhile.
         steps_per_interval: every how many training steps it is done, or None.
+        measures: the metrics, in the order in which they are reported.
+        asked_towers: the towers that were asked for by name, which the model must have.
     """
-
-    metrics: ClassVar[tuple[str, ...]]
-    """The names of the metrics, in the order in which they are reported; more is better."""
 
     name: str
     caption: str | None
@@ -87,11 +84,23 @@ class EvaluationSpec(ABC):
     distance: str
     overlap: bool = False
     steps_per_interval: int | None = None
+    measures: tuple[Measure, ...]
+    asked_towers: tuple[str, ...] = ()
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the metrics, in the order in which they are reported."""
+        return tuple(one.name for one in self.measures)
 
     @property
     @abstractmethod
     def sides(self) -> tuple[Side, ...]:
         """What is to be encoded."""
+
+    @property
+    @abstractmethod
+    def query_texts(self) -> pa.Array:
+        """The distinct texts that are evaluated: the queries, or all texts of pairs."""
 
     @property
     @abstractmethod
@@ -110,6 +119,26 @@ class EvaluationSpec(ABC):
         """The key under which callbacks and `run.metrics()` know a metric."""
         return f"{self.caption}_{metric}" if self.caption else metric
 
+    def check_towers(self, towers: Sequence[str], model: str) -> None:
+        """Refuse a tower that was asked for and that the model lacks.
+
+        Args:
+            towers: those of the model; none if it encodes all texts alike.
+            model: its name, for messages.
+
+        Raises:
+            ConfigError: with the towers that there are.
+        """
+        for tower in self.asked_towers:
+            if tower not in towers:
+                there = "it encodes all texts alike: leave model and index_model away"
+                if towers:
+                    there = f"it has {' and '.join(map(repr, towers))}.{nearest(tower, towers)}"
+                raise ConfigError(
+                    f"EvaluationCallback '{self.name}': the model '{model}' has no tower "
+                    f"'{tower}': {there}"
+                )
+
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalSpec(EvaluationSpec):
@@ -117,32 +146,59 @@ class RetrievalSpec(EvaluationSpec):
 
     Attributes:
         data: queries, documents, and which are relevant.
-        limit: k, the cut-off of all metrics.
+        limit: k, the cut-off of the metrics.
         exclude_self: leave a query's own document out of its ranking.
         examples: how many queries' rankings to keep, 0 for none.
+        query_role: as what queries are encoded; None = as their data says: labelled texts have no
+            role, queries of pairs are queries. index_role: the same of documents.
     """
-
-    metrics: ClassVar[tuple[str, ...]] = METRICS
 
     data: RetrievalSet
     limit: int
     exclude_self: bool
     examples: int
+    measures: tuple[Measure, ...] = measures_of(None, METRICS)
+    query_role: str | None = None
+    index_role: str | None = None
 
     @cached_property
-    def one_set(self) -> bool:
-        """Whether queries and documents are the same texts, encoded in the same way."""
-        data = self.data
-        return data.symmetric and bool(data.query_texts.equals(data.document_texts))
+    def _roles(self) -> tuple[str, str]:
+        natural = ("", "") if self.data.symmetric else ("query", "document")
+        given = (self.query_role, self.index_role)
+        query, index = (
+            own if role is None else role for role, own in zip(given, natural, strict=True)
+        )
+        return query, index
+
+    @cached_property
+    def query_places(self) -> Numbers | None:
+        """Where among the documents each query's text stands, `(Q,)`.
+
+        Then their vectors are the documents', encoded once. None if some text stands nowhere
+        there, or if queries and documents have different roles.
+        """
+        query, index = self._roles
+        if query != index:
+            return None
+        found = pc.index_in(self.data.query_texts, value_set=self.data.document_texts)
+        if found.null_count:
+            return None
+        places: Numbers = found.to_numpy(zero_copy_only=False).astype(np.int64)
+        return places
 
     @cached_property
     def sides(self) -> tuple[Side, ...]:
-        """The index, and the queries unless they are the same."""
-        data = self.data
-        index = Side("index", "" if data.symmetric else "document", data.document_texts)
-        if self.one_set:
-            return (index,)
-        return Side("query", "" if data.symmetric else "query", data.query_texts), index
+        """The index, and the queries unless their vectors are among the index's."""
+        query, index = self._roles
+        documents = Side("index", index, self.data.document_texts)
+        if self.query_places is not None:
+            return (documents,)
+        return Side("query", query, self.data.query_texts), documents
+
+    @property
+    def query_texts(self) -> pa.Array:
+        """The queries."""
+        return self.data.query_texts
 
     @property
     def counts(self) -> dict[str, int]:
@@ -156,16 +212,22 @@ class SimilaritySpec(EvaluationSpec):
 
     Attributes:
         data: the pairs and their scores.
+        role: as what their texts are encoded: neither is the query, so they have none.
     """
 
-    metrics: ClassVar[tuple[str, ...]] = CORRELATIONS
-
     data: PairSet
+    measures: tuple[Measure, ...] = correlation_measures(None)
+    role: str = ""
 
     @property
     def sides(self) -> tuple[Side, ...]:
-        """The distinct texts; neither text of a pair is a query, so they have no role."""
-        return (Side("text", "", self.data.texts),)
+        """The distinct texts."""
+        return (Side("text", self.role, self.data.texts),)
+
+    @property
+    def query_texts(self) -> pa.Array:
+        """The distinct texts."""
+        return self.data.texts
 
     @property
     def counts(self) -> dict[str, int]:

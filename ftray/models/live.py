@@ -68,7 +68,7 @@ def _name(model: Any) -> str:
 
 
 def _fingerprint(model: Any, frozen: list[str]) -> str:
-    parts = [[type(part).__name__, _options(part)] for part in model]
+    parts = [_shape(part) for part in model]
     length = getattr(model, "max_seq_length", None)
     shape = [parts, length, model.prompts, model.default_prompt_name, frozen]
     text = json.dumps(shape, default=lambda value: type(value).__qualname__, sort_keys=True)
@@ -81,6 +81,18 @@ def _fingerprint(model: Any, frozen: list[str]) -> str:
     return digest.hexdigest()[:16]
 
 
+def _shape(part: Any) -> list[Any]:
+    """A module's class and options; of one with routes, those of all modules of its routes."""
+    routes = getattr(part, "sub_modules", {})
+    inside = [[route, *map(_shape, parts)] for route, parts in routes.items()]
+    return [type(part).__name__, _options(part), *inside]
+
+
 def _options(part: Any) -> Any:
-    options = getattr(part, "get_config_dict", None)
-    return options() if callable(options) else {}
+    given = getattr(part, "get_config_dict", None)
+    options = given() if callable(given) else {}
+    # the mappings of a Router have tuples for keys, which JSON does not know
+    mappings = options.get("route_mappings")
+    return (
+        options | {"route_mappings": sorted(map(repr, mappings.items()))} if mappings else options
+    )

@@ -18,7 +18,9 @@ class Forecast:
 
     It says so after the fifth step, from the mean time of a step without the first, which is slow
     (memory is found, kernels are chosen). Evaluations count with the time of the newest one of
-    their name, one at the end of each epoch. With fewer than five steps to go it says nothing.
+    their name, one at the end of each epoch; those that overlap training take no time of their
+    own, those of other weights belong to no epoch. With fewer than five steps to go it says
+    nothing.
     """
 
     def __init__(self) -> None:
@@ -31,13 +33,19 @@ class Forecast:
         if isinstance(event, FitStarted):
             self._started, self._steps_s = event, []
         elif isinstance(event, EvaluationEnded):
-            self._evaluation_s[event.name] = event.wall_s
+            self._evaluated(event)
         elif isinstance(event, StepEnded) and self._started is not None:
             self._steps_s.append(event.data_s + event.step_s)
             if len(self._steps_s) == SAID_AFTER:
                 started, self._started = self._started, None
                 return self._words(started, event)
         return None
+
+    def _evaluated(self, event: EvaluationEnded) -> None:
+        if event.overlapped:
+            self._evaluation_s.pop(event.name, None)
+        elif not event.weights:
+            self._evaluation_s[event.name] = event.wall_s
 
     def _words(self, started: FitStarted, now: StepEnded) -> str | None:
         steps = started.epochs * started.steps_per_epoch - now.global_step

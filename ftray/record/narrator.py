@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 
@@ -13,33 +15,64 @@ from ftray.events import (
     Event,
     FitStarted,
     Log,
+    StepsDiscarded,
 )
+from ftray.record.epochs import EpochProgress
 from ftray.record.forecast import Forecast
 from ftray.words import counted
 
-__all__ = ["Narrator", "duration_words", "log_line", "metric_lines", "narrate", "time_split"]
+__all__ = [
+    "Narrator",
+    "duration_words",
+    "log_line",
+    "metric_lines",
+    "narrate",
+    "time_split",
+    "without_control_codes",
+]
+
+
+CONTROL_CODES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+LOSSES = ("train_loss", "val_loss")
 
 
 class Narrator:
-    """Says what happens, event by event, and, once it can be known, how long it will take."""
+    """Says what happens, event by event, with what was heard before in mind.
+
+    So it knows how far an epoch is, and, once it can be known, how long the run will take.
+    """
 
     def __init__(self) -> None:
         self._forecast = Forecast()
+        self._progress = EpochProgress()
+        self._evaluated: set[str] = set()
 
     def __call__(self, event: Event) -> list[Log]:
-        """The log lines that an event gives rise to, with what was heard before in mind."""
+        """The log lines that an event gives rise to."""
         forecast = self._forecast(event)
-        return narrate(event) + ([_log(event, "INFO", forecast)] if forecast else [])
+        done = self._progress.global_step
+        self._progress(event)
+        lines = narrate(event)
+        if isinstance(event, EvaluationEnded):
+            self._evaluated.update(event.keys.values())
+        elif isinstance(event, EpochEnded):
+            lines.append(_log(event, "INFO", self._epoch(event)))
+        elif isinstance(event, StepsDiscarded):
+            lines.append(_log(event, "INFO", _discarded(event, done)))
+        return lines + ([_log(event, "INFO", forecast)] if forecast else [])
+
+    def _epoch(self, event: EpochEnded) -> str:
+        """The finished bar, and metrics that a callback logged: evaluations have their own line."""
+        own = {k: v for k, v in event.metrics.items() if k not in {*LOSSES, *self._evaluated}}
+        return self._progress.line() + _values(own)
 
 
 def narrate(event: Event) -> list[Log]:
     """The log lines that an event gives rise to by itself; none for most."""
     if isinstance(event, FitStarted):
         return [_log(event, "INFO", _started(event))]
-    if isinstance(event, EpochEnded):
-        return [_log(event, "INFO", _epoch(event))]
     if isinstance(event, EvaluationEnded):
-        return [_log(event, "DEBUG", _evaluated(event))]
+        return [_log(event, "INFO", _evaluated(event))]
     if isinstance(event, CheckpointSaved):
         return [_log(event, "DEBUG", f"Checkpoint {event.name} is saved")]
     return []
@@ -60,25 +93,33 @@ def _started(event: FitStarted) -> str:
     )
 
 
-def _epoch(event: EpochEnded) -> str:
-    losses = {"train_loss": "loss", "val_loss": "val_loss"}
-    parts = [f"Epoch {event.epoch + 1}"]
-    parts += [f"{losses[k]}: {event.metrics[k]:.3f}" for k in losses if k in event.metrics]
-    parts += [f"{k}: {v:.5f}" for k, v in sorted(event.metrics.items()) if k not in losses]
-    return " • ".join(parts)
-
-
 def _evaluated(event: EvaluationEnded) -> str:
+    other = ""
+    if event.alpha is not None:
+        other = f" with alpha {event.alpha:g}"
+    elif event.weights:
+        other = f" with the weights '{event.weights}'"
     when = "before fine-tuning" if event.when == "before" else f"at step {event.global_step}"
     if event.pairs:
         what = counted(event.pairs, "scored pair")
     else:
         queries = counted(event.queries, "query", "queries")
         what = f"{queries} over {counted(event.documents, 'document')}"
-    text = f"Evaluated {event.name} {when}: {what} in {event.wall_s:.1f} s"
+    text = f"Evaluated {event.name}{other} {when}: {what} in {event.wall_s:.1f} s"
+    if event.overlapped:
+        text += ", while training went on"
     if alone := event.queries_without_relevant:
         text += f" (queries with nothing relevant, which count as 0: {alone:,})"
-    return text
+    return text + _values(event.metrics)
+
+
+def _values(metrics: Mapping[str, float]) -> str:
+    return "".join(f" • {name}: {value:.5f}" for name, value in sorted(metrics.items()))
+
+
+def _discarded(event: StepsDiscarded, done: int) -> str:
+    what = counted(max(done - event.global_step, 0), "later step")
+    return f"Back to step {event.global_step}, without {what}: {event.reason}"
 
 
 def metric_lines(model: str, before: dict[str, float], after: dict[str, float]) -> list[str]:
@@ -121,8 +162,11 @@ def time_split(seconds: Mapping[str, float], whole_s: float) -> str:
 
 
 def log_line(event: Log) -> str:
-    """One line of `logs.txt`: local time, level, message."""
-    import time
-
+    """One line of `logs.txt`: local time, level, message; of control characters only newlines."""
     stamp = time.strftime("%H:%M:%S", time.localtime(event.time_s))
-    return f"[{stamp}] {event.level:<8} {event.message}"
+    return without_control_codes(f"[{stamp}] {event.level:<8} {event.message}")
+
+
+def without_control_codes(text: str) -> str:
+    """What a message of a library or a text of the data must not do to a terminal or a log."""
+    return CONTROL_CODES.sub("", text)

@@ -22,12 +22,13 @@ from ftray.events import (
     FitStarted,
     RankStep,
     StepEnded,
+    StepsDiscarded,
     event_from_json,
 )
 from ftray.record.storage import Storage
-from ftray.record.writer import PART
+from ftray.record.writer import PART, weights_key
 
-__all__ = ["RecordReader"]
+__all__ = ["RecordReader", "final_evaluations", "first_evaluations"]
 
 GONE_AFTER_S = 180.0
 
@@ -88,15 +89,18 @@ class RecordReader:
         return self.storage.read_text("logs.txt") if self.storage.exists("logs.txt") else ""
 
     def examples(self) -> dict[str, dict[str, Any]]:
-        """The content of `examples.json`: evaluation → "before" or "step-N" → query → matches."""
+        """The content of `examples.json`: evaluation → side → query → matches.
+
+        A side is "before", or names the weights, as in `step-000006` and `step-000006-alpha-0.4`.
+        """
         if not self.storage.exists("examples.json"):
             return {}
         examples: dict[str, dict[str, Any]] = json.loads(self.storage.read_text("examples.json"))
         return examples
 
-    def per_query(self, evaluation: str, global_step: int) -> pa.Table:
+    def per_query(self, evaluation: str, global_step: int, weights: str = "") -> pa.Table:
         """One row per query: its metrics in one evaluation."""
-        name = f"evaluations/{evaluation}-step-{global_step:06d}.parquet"
+        name = f"evaluations/{evaluation}-{weights_key(global_step, weights)}.parquet"
         return pq.read_table(pa.BufferReader(self.storage.read_bytes(name)))
 
     def all_events(self) -> Iterator[Event]:
@@ -114,12 +118,16 @@ class RecordReader:
     def events(self) -> list[Event]:
         """The events of the run as it stands.
 
-        What a lost attempt did beyond the point where the next one continued is left out.
+        What a lost attempt did beyond the point where the next one continued is left out, and so
+        are steps that were discarded.
         """
         kept: list[Event] = []
         for event in self.all_events():
             if isinstance(event, FitStarted):
-                kept = [e for e in kept if not _beyond(e, event)]
+                kept = [e for e in kept if not _repeated(e, event)]
+            elif isinstance(event, StepsDiscarded):
+                at = (event.epoch, event.step)
+                kept = [e for e in kept if not _beyond(e, at, event.global_step)]
             kept.append(event)
         return kept
 
@@ -129,24 +137,45 @@ class RecordReader:
         While the run goes on, "after" holds the newest ones.
         """
         events = self.events()
-        before = [e for e in events if isinstance(e, EvaluationEnded) and e.when == "before"]
-        return {"before": _by_key(before), "after": _by_key(_final(events))}
+        before, after = first_evaluations(events), final_evaluations(events)
+        return {"before": _by_key(before), "after": _by_key(after)}
+
+    def metrics_by_evaluation(self) -> dict[str, dict[str, dict[str, float]]]:
+        """The same for each evaluation by name: its caption, or "evaluation"."""
+        events = self.events()
+        sides = {"before": first_evaluations(events), "after": final_evaluations(events)}
+        names = dict.fromkeys(e.name for found in sides.values() for e in found)
+        return {
+            name: {
+                side: _by_key([e for e in found if e.name == name]) for side, found in sides.items()
+            }
+            for name in names
+        }
+
+    def first_evaluations(self) -> list[EvaluationEnded]:
+        """The evaluations of the given weights, before training."""
+        return first_evaluations(self.events())
 
     def final_evaluations(self) -> list[EvaluationEnded]:
         """The newest evaluation of each name, of the very weights that the artifact holds.
 
         An evaluation that never saw these weights (the run was stopped in mid-epoch, say) is
         missing; those before training are of the artifact's weights if nothing was trained. While
-        the run goes on there is no artifact, and the newest ones are given.
+        the run goes on there is no artifact, and the newest ones are given. Weights that were
+        derived from those of a step count only where the artifact holds them.
         """
-        return _final(self.events())
+        return final_evaluations(self.events())
 
     def history(self) -> pa.Table:
-        """One row per training step and per evaluation or epoch, in order.
+        """One row per training step and per evaluation or epoch, in order of arrival.
 
-        Columns: `kind` ("step", "evaluation", "epoch"), `time_s`, `epoch` and `step` (from 0),
-        `global_step`, `loss`, `learning_rate`, `grad_norm`, `rows`, `tokens`, and one column for
-        each metric; null where a row has no such value.
+        Columns: `kind` ("step", "evaluation", "epoch"), `time_s` (seconds since 1970), `epoch` and
+        `step` (from 0), `global_step` (steps done), `loss`, `learning_rate`, `grad_norm`, `rows`,
+        `tokens`, `weights` and `alpha`, and one column for each metric; null where a row has no
+        such value. `weights` is null but for an evaluation of weights that were derived from those
+        of its step: it names them, and `alpha` is that of an interpolation. Leave such rows out of
+        a learning curve. An evaluation that overlapped training has the `global_step` that it
+        belongs to, though it arrived later.
         """
         rows = [row for event in self.events() if (row := _history_row(event)) is not None]
         names: dict[str, None] = dict.fromkeys(_HISTORY)
@@ -173,6 +202,8 @@ _HISTORY = {
     "grad_norm": pa.float64(),
     "rows": pa.int64(),
     "tokens": pa.int64(),
+    "weights": pa.string(),
+    "alpha": pa.float64(),
 }
 
 
@@ -181,27 +212,33 @@ def _history_row(event: Event) -> dict[str, Any] | None:
         names = ("epoch", "step", "global_step", "loss", "learning_rate", "grad_norm", "rows")
         row = {name: getattr(event, name) for name in (*names, "tokens")}
         return {"kind": "step", "time_s": event.time_s, **row, **event.scalars}
-    if isinstance(event, EvaluationEnded):
-        values = {event.keys[name]: value for name, value in event.metrics.items()}
-    elif isinstance(event, EpochEnded):
-        values = dict(event.metrics)
-    else:
+    if not isinstance(event, EvaluationEnded | EpochEnded):
         return None
-    return {
-        "kind": "evaluation" if isinstance(event, EvaluationEnded) else "epoch",
-        "time_s": event.time_s,
-        "epoch": event.epoch,
-        "global_step": event.global_step,
-        **values,
-    }
+    row = {"time_s": event.time_s, "epoch": event.epoch, "global_step": event.global_step}
+    if isinstance(event, EpochEnded):
+        return {"kind": "epoch", **row, **event.metrics}
+    values = {event.keys[name]: value for name, value in event.metrics.items()}
+    other = {"weights": event.weights, "alpha": event.alpha} if event.weights else {}
+    return {"kind": "evaluation", **row, **other, **values}
 
 
-def _final(events: Sequence[Event]) -> list[EvaluationEnded]:
-    ended = [event.artifact_step for event in events if isinstance(event, FitEnded)]
+def first_evaluations(events: Sequence[Event]) -> list[EvaluationEnded]:
+    """What `RecordReader.first_evaluations` gives, of events that were read already."""
+    found = [event for event in events if isinstance(event, EvaluationEnded)]
+    return [event for event in found if event.when == "before" and not event.weights]
+
+
+def final_evaluations(events: Sequence[Event]) -> list[EvaluationEnded]:
+    """What `RecordReader.final_evaluations` gives, of events that were read already."""
+    ended = [event for event in events if isinstance(event, FitEnded)]
     newest: dict[str, EvaluationEnded] = {}
     for event in events:
         if isinstance(event, EvaluationEnded):
-            final = event.global_step == ended[-1] if ended else event.when != "before"
+            if ended:
+                of = ended[-1].artifact_step, ended[-1].artifact_weights
+                final = (event.global_step, event.weights) == of
+            else:
+                final = event.when != "before" and not event.weights
             if final:
                 newest[event.name] = event
     return list(newest.values())
@@ -211,18 +248,27 @@ def _by_key(evaluations: Sequence[EvaluationEnded]) -> dict[str, float]:
     return {e.keys[name]: value for e in evaluations for name, value in e.metrics.items()}
 
 
-def _beyond(event: Event, started: FitStarted) -> bool:
-    """Whether an event of an earlier attempt lies behind the point where `started` continues."""
+def _repeated(event: Event, started: FitStarted) -> bool:
+    """Whether an event belongs to what the attempt that starts here does again."""
+    if isinstance(event, EvaluationEnded) and event.when == "before" and started.global_step == 0:
+        return True
     at = (started.first_epoch, started.first_step)
+    return isinstance(event, FitEnded) or _beyond(event, at, started.global_step)
+
+
+def _beyond(event: Event, at: tuple[int, int], global_step: int) -> bool:
+    """Whether an event lies beyond where the run stands.
+
+    Args:
+        event: of an earlier time.
+        at: the epoch and the step that come next.
+        global_step: steps done until there; an evaluation of that very step is not beyond.
+    """
     if isinstance(event, StepEnded | RankStep):
         return (event.epoch, event.step) >= at
     if isinstance(event, EpochEnded):
-        return event.epoch >= started.first_epoch
-    if isinstance(event, EvaluationEnded):
-        return event.global_step > started.global_step or (
-            event.when == "before" and started.global_step == 0
-        )
-    return isinstance(event, FitEnded)
+        return event.epoch >= at[0]
+    return isinstance(event, EvaluationEnded) and event.global_step > global_step
 
 
 def _alive(status: dict[str, Any]) -> bool:

@@ -124,12 +124,24 @@ class RunSession:
         self._on_record = True
         self.storage.delete(STOP_FILE)
         if resumed:
+            for event in RecordReader(self.storage).all_events():
+                self._narrator(event)  # it remembers, and nothing is said again
             self._writer.describe_resumed(facts)
         else:
             self._writer.describe(facts)
             self._writer.status("CREATED")
         self._writer.status("STARTED")
         threading.Thread(target=self._beat, name="ftray-beat", daemon=True).start()
+
+    @property
+    def on_record(self) -> bool:
+        """Whether the session was opened, so that the run directory is this run's."""
+        return self._on_record
+
+    def listen(self, listener: Listener) -> None:
+        """Have one more listener hear all events from now on."""
+        with self._lock:
+            self._listeners.append(listener)
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT_EVERY_S):
@@ -195,6 +207,11 @@ class RunSession:
         """A line in the log."""
         self.emit(Log(message=message, level=level))
 
+    def warn(self, message: str) -> None:
+        """A warning in the log; it may come when the run is over, and is on record at once."""
+        self.say(message, "WARNING")
+        self._writer.flush()
+
     def finish(self, ended: FitEnded) -> None:
         """The loop came to an end, as planned or stopped: the last lines and the status."""
         self.emit(ended)
@@ -207,7 +224,10 @@ class RunSession:
         metrics = RecordReader(self.storage).metrics()
         for line in metric_lines(self._model, metrics["before"], metrics["after"]):
             self.say(line, "DEBUG")
-        if ended.best is not None:
+        if ended.artifact_weights:
+            held = f"{ended.artifact_weights} of step {ended.artifact_step}"
+            self.say(f"The artifact holds the weights {held}")
+        elif ended.best is not None:
             best = ended.best
             self.say(
                 f"The artifact holds the weights of epoch {best['epoch']}: "

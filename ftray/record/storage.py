@@ -98,6 +98,16 @@ class Storage:
         info = self.filesystem.get_file_info(self.path(name))
         return bool(info.type != fs.FileType.NotFound)
 
+    def modified_s(self, name: str) -> float | None:
+        """When a file was written, in seconds since the epoch; None if it is not there.
+
+        Of a file system that keeps no times it is 0.
+        """
+        info = self.filesystem.get_file_info(self.path(name))
+        if info.type == fs.FileType.NotFound:
+            return None
+        return float((info.mtime_ns or 0) / 1e9)
+
     def names(self, folder: str = "") -> list[str]:
         """Names of the files and folders directly below, in order; none if there is no folder.
 
@@ -126,8 +136,13 @@ class Storage:
         """A whole UTF-8 file."""
         return self.read_bytes(name).decode("utf-8")
 
-    def write_bytes(self, name: str, data: bytes) -> None:
+    def write_bytes(self, name: str, data: bytes, *, content_type: str | None = None) -> None:
         """Write a whole file; readers see the old one or the new one.
+
+        Args:
+            name: of the file.
+            data: what it is to hold.
+            content_type: as which an object store is to serve it to a browser.
 
         Raises:
             StorageError: if it cannot be written.
@@ -135,7 +150,8 @@ class Storage:
         path = self.path(name)
         try:
             if not self.is_local:
-                with self.filesystem.open_output_stream(path) as stream:
+                metadata = {"Content-Type": content_type} if content_type else None
+                with self.filesystem.open_output_stream(path, metadata=metadata) as stream:
                     stream.write(data)
                 return
             folder, base = os.path.split(path)

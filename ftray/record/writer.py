@@ -18,7 +18,7 @@ from ftray.events import EvaluationEnded, Event, Log, Progress
 from ftray.record.narrator import log_line
 from ftray.record.storage import Storage
 
-__all__ = ["DONE", "PART", "RecordWriter", "side_of"]
+__all__ = ["DONE", "PART", "RecordWriter", "side_of", "weights_key"]
 
 DONE = ("FINISHED", "FAILED", "STOPPED")
 PART = re.compile(r"^part-(\d+)\.jsonl$")
@@ -29,7 +29,15 @@ FLUSH_SHARE = 0.02
 
 def side_of(event: EvaluationEnded) -> str:
     """Under which key `examples.json` holds the examples of an evaluation."""
-    return "before" if event.when == "before" else f"step-{event.global_step:06d}"
+    if event.when == "before" and not event.weights:
+        return "before"
+    return weights_key(event.global_step, event.weights)
+
+
+def weights_key(global_step: int, weights: str = "") -> str:
+    """`step-000006`, or of weights derived from those of that step `step-000006-alpha-0.4`."""
+    name = re.sub(r"[^\w.+-]+", "-", weights)
+    return f"step-{global_step:06d}" + (f"-{name}" if weights else "")
 
 
 class RecordWriter:
@@ -138,7 +146,8 @@ class RecordWriter:
         if event.per_query is not None:
             buffer = io.BytesIO()
             pq.write_table(event.per_query, buffer)
-            name = f"evaluations/{event.name}-step-{event.global_step:06d}.parquet"
+            key = weights_key(event.global_step, event.weights)
+            name = f"evaluations/{event.name}-{key}.parquet"
             self.storage.write_bytes(name, buffer.getvalue())
         if event.examples is not None:
             self._examples.setdefault(event.name, {})[side_of(event)] = event.examples

@@ -1,8 +1,11 @@
-"""What a person sees while a run goes on: log lines, and bars where there is a terminal."""
+"""What a person sees while a run goes on: log lines, and bars where there is a place for them."""
 
 from __future__ import annotations
 
+import html
 import time
+import warnings
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -16,73 +19,182 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from ftray.events import EpochEnded, Event, FitEnded, FitStarted, Log, StepEnded
+from ftray.events import EpochEnded, EvaluationEnded, Event, FitEnded, Log, StepEnded
 from ftray.events import Progress as ProgressEvent
+from ftray.record.epochs import EpochProgress
+from ftray.record.narrator import log_line
+from ftray.report.notebook import Changing, in_notebook
 
 __all__ = ["RunConsole"]
 
 STYLES = {"DEBUG": "dim", "INFO": "", "WARNING": "yellow", "ERROR": "bold red"}
 PLAIN_EVERY_S = 30.0
+NOTEBOOK_EVERY_S = 0.5
+BAR_WIDTH = 30
+LAST_TASK = "Matching"
 
 
 class RunConsole:
     """Prints the events of a run.
 
-    In a terminal or a notebook: lines, and below them a bar for the epoch
+    In a terminal: lines, and below them a bar for the epoch
     (`Training [2/5] ━━━ 31/76 0:00:10 0:00:07 • loss: 0.003 • val_loss: 2.7`: steps, time
-    remaining, time elapsed) and bars while an evaluation runs. Elsewhere: plain lines without
-    control characters, one for the progress every half minute.
+    remaining, time elapsed), which stays as a line when the epoch is over, and bars while an
+    evaluation runs. In a notebook the same, as text of the cell and one display that is updated.
+    Elsewhere: plain lines without control characters, one for the progress every half minute.
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=False, highlight=False)
-        self._live = self._console.is_terminal or self._console.is_jupyter
-        self._bars: Progress | None = None
-        self._training: TaskID | None = None
-        self._tasks: dict[str, TaskID] = {}
-        self._epochs = self._steps = 0
-        self._loss: list[float] = []
-        self._val_loss: float | None = None
-        self._said = time.monotonic()
+        console = console or Console(stderr=False, highlight=False)
+        self._progress = EpochProgress()
+        self._screen: _Screen
+        if in_notebook(console):
+            self._screen = _Notebook()
+        elif console.is_terminal:
+            self._screen = _Terminal(console)
+        else:
+            self._screen = _Plain(console)
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
+        self._progress(event)
         if isinstance(event, Log):
             if event.level != "TRACE":  # tracebacks stand in the record
-                self._line(event)
-        elif isinstance(event, FitStarted):
-            self._epochs, self._steps = event.epochs, event.steps_per_epoch
+                self._screen.line(event)
         elif isinstance(event, StepEnded):
-            self._step(event)
+            self._screen.training(self._progress)
         elif isinstance(event, EpochEnded):
-            self._epoch_ended(event)
+            self._screen.trained()
         elif isinstance(event, ProgressEvent):
-            self._progress(event)
+            self._screen.task(event)
+            if event.task == LAST_TASK and event.done == event.total:
+                self._screen.tasks_done()
+        elif isinstance(event, EvaluationEnded):
+            self._screen.tasks_done()
         elif isinstance(event, FitEnded):
             self.close()
 
     def close(self) -> None:
-        """Take the bars away."""
-        if self._bars is not None:
-            self._bars.stop()
-            self._bars = self._training = None
-            self._tasks = {}
+        """Take the bars away; the one of an epoch that was cut off stays in a terminal."""
+        self._screen.close()
 
-    def _line(self, event: Log) -> None:
-        stamp = time.strftime("%H:%M:%S", time.localtime(event.time_s))
-        text = Text(f"[{stamp}] {event.level:<8} {event.message}", STYLES.get(event.level, ""))
+
+class _Screen(Protocol):
+    """A place to print to."""
+
+    def line(self, event: Log) -> None:
+        """Print a line of the log."""
+
+    def training(self, progress: EpochProgress) -> None:
+        """Show how far the epoch is."""
+
+    def trained(self) -> None:
+        """The epoch is over; its line in the log follows."""
+
+    def task(self, event: ProgressEvent) -> None:
+        """Show how far a part of an evaluation is."""
+
+    def tasks_done(self) -> None:
+        """The evaluation is over."""
+
+    def close(self) -> None:
+        """No more of these follow; lines may."""
+
+
+class _Plain:
+    """A file or a pipe."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._said = time.monotonic()
+
+    def line(self, event: Log) -> None:
+        self._print(log_line(event))
+
+    def training(self, progress: EpochProgress) -> None:
+        if time.monotonic() - self._said > PLAIN_EVERY_S and progress.done < progress.total:
+            self._said = time.monotonic()
+            self._print(f"  {progress.line()}")
+
+    def trained(self) -> None:
+        self._said = time.monotonic()
+
+    def task(self, event: ProgressEvent) -> None:
+        pass
+
+    def tasks_done(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def _print(self, text: str) -> None:
+        file = self._console.file
+        encoding = getattr(file, "encoding", None) or "utf-8"
+        file.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+        file.flush()
+
+
+class _Terminal:
+    """A terminal: rich's bars below the lines."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars: Progress | None = None
+        self._training: TaskID | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def line(self, event: Log) -> None:
+        text = Text(log_line(event), STYLES.get(event.level, ""))
         out = self._bars.console if self._bars is not None else self._console
         out.print(text, soft_wrap=True)
+
+    def training(self, progress: EpochProgress) -> None:
+        bars = self._open()
+        if self._training is None:
+            self._training = bars.add_task(progress.title, total=progress.total, note="")
+            (task,) = (task for task in bars.tasks if task.id == self._training)
+            task.start_time = bars.get_time() - progress.elapsed_s  # heard when a step has ended
+        bars.update(
+            self._training,
+            description=progress.title,
+            total=progress.total,
+            completed=progress.done,
+            note=progress.note,
+        )
+
+    def trained(self) -> None:
+        if self._bars is not None and self._training is not None:
+            self._bars.remove_task(self._training)
+        self._training = None
+
+    def task(self, event: ProgressEvent) -> None:
+        bars = self._open()
+        if event.task not in self._tasks:
+            self._tasks[event.task] = bars.add_task(event.task, total=event.total, note="")
+        bars.update(self._tasks[event.task], completed=event.done, total=event.total)
+
+    def tasks_done(self) -> None:
+        for task in self._tasks.values():
+            if self._bars is not None:
+                self._bars.remove_task(task)
+        self._tasks = {}
+
+    def close(self) -> None:
+        if self._bars is not None:
+            self.tasks_done()
+            self._bars.stop()
+            self._bars = self._training = None
 
     def _open(self) -> Progress:
         if self._bars is None:
             self._bars = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=30),
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=BAR_WIDTH),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
                 TimeElapsedColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 console=self._console,
                 redirect_stdout=False,
                 redirect_stderr=False,
@@ -90,41 +202,43 @@ class RunConsole:
             self._bars.start()
         return self._bars
 
-    def _note(self) -> str:
-        note = f"• loss: {sum(self._loss) / len(self._loss):.3f}" if self._loss else ""
-        return note + (f" • val_loss: {self._val_loss:.3f}" if self._val_loss is not None else "")
 
-    def _step(self, event: StepEnded) -> None:
-        if event.step == 0:
-            self._loss = []
-        self._loss.append(event.loss)
-        title = f"Training [{event.epoch + 1}/{self._epochs}]"
-        if not self._live:
-            if time.monotonic() - self._said > PLAIN_EVERY_S:
-                self._said = time.monotonic()
-                line = Text(f"  {title} {event.step + 1}/{self._steps} {self._note()}")
-                self._console.print(line, soft_wrap=True)
-            return
-        bars = self._open()
-        if self._training is None:
-            self._training = bars.add_task(title, total=self._steps, note="")
-        elif event.step == 0:
-            bars.reset(self._training, total=self._steps)
-        bars.update(self._training, description=title, completed=event.step + 1, note=self._note())
+class _Notebook:
+    """The output of a cell: lines as text, and one display for all that changes."""
 
-    def _epoch_ended(self, event: EpochEnded) -> None:
-        self._val_loss = event.metrics.get("val_loss")
-        if self._bars is not None and self._training is not None:
-            self._bars.update(self._training, note=self._note())
+    def __init__(self) -> None:
+        # tqdm asks for ipywidgets when a library imports it; nothing here needs them
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        self._place = Changing()
+        self._training = ""
+        self._tasks: dict[str, str] = {}
+        self._shown = 0.0
 
-    def _progress(self, event: ProgressEvent) -> None:
-        if not self._live:
-            return
-        bars = self._open()
-        if event.task not in self._tasks:
-            self._tasks[event.task] = bars.add_task(event.task, total=event.total, note="")
-        bars.update(self._tasks[event.task], completed=event.done, total=event.total)
-        if event.task == "Matching" and event.done == event.total:
-            for task in self._tasks.values():
-                bars.remove_task(task)
-            self._tasks = {}
+    def line(self, event: Log) -> None:
+        print(log_line(event), flush=True)
+
+    def training(self, progress: EpochProgress) -> None:
+        self._training = progress.line(BAR_WIDTH)
+        self._show()
+
+    def trained(self) -> None:
+        self._training = ""
+        self._show(now=True)
+
+    def task(self, event: ProgressEvent) -> None:
+        self._tasks[event.task] = f"{event.task} {event.done}/{event.total}"
+        self._show()
+
+    def tasks_done(self) -> None:
+        self._tasks = {}
+        self._show(now=True)
+
+    def close(self) -> None:
+        self._training = ""
+        self.tasks_done()
+
+    def _show(self, *, now: bool = False) -> None:
+        if now or time.monotonic() - self._shown > NOTEBOOK_EVERY_S:
+            self._shown = time.monotonic()
+            text = "\n".join(filter(None, [self._training, *self._tasks.values()]))
+            self._place.show(f"<pre>{html.escape(text)}</pre>" if text else "", text)

@@ -1,16 +1,103 @@
-"""Tables of metrics and of example results, for a terminal or a notebook."""
+"""Tables of metrics and of example results, for a terminal, a file or a notebook."""
 
 from __future__ import annotations
 
+import html
+import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-__all__ = ["examples_table", "metrics_table", "what_metrics"]
+from ftray.record.narrator import without_control_codes
+from ftray.report.notebook import in_notebook, show_html
+
+__all__ = ["Cell", "Sheet", "examples_sheet", "metrics_sheet", "show", "what_metrics"]
 
 MAX_CELL = 160
+PLAIN_WIDTH = 100
 SIMILARITY = ("pearson", "spearman")
+CSS = {
+    "": "",
+    "bold": "font-weight:bold",
+    "bold yellow": "font-weight:bold",
+    "dim": "opacity:.6",
+    "green": "color:#1a7f37",
+    "red": "color:#cf222e",
+}
+"""How a notebook shows the styles that cells may have."""
+
+Sides = Mapping[str, Mapping[str, float]]
+
+
+class Cell(NamedTuple):
+    """A text and its style, one of `CSS`."""
+
+    text: str
+    style: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """A table in sections; the columns named in `right` are numbers."""
+
+    title: str
+    columns: Sequence[str]
+    right: frozenset[str] = field(default_factory=frozenset)
+    sections: Sequence[Sequence[Sequence[Cell]]]
+
+    def rich(self) -> Table:
+        """For a console."""
+        table = Table(
+            title=Text(self.title), min_width=len(self.title)
+        )  # or the title is cut in two
+        for name in self.columns:
+            if name in self.right:
+                table.add_column(name, justify="right", no_wrap=True)
+            else:
+                table.add_column(name, overflow="fold")
+        for section in self.sections:
+            for row in section:
+                table.add_row(*(Text(cell.text, cell.style) for cell in row))
+            table.add_section()
+        return table
+
+    def html(self) -> str:
+        """For a notebook."""
+        head = "".join(f"<th{self._align(name)}>{html.escape(name)}</th>" for name in self.columns)
+        body = "".join(
+            f"<tbody>{''.join(self._row(row) for row in section)}</tbody>"
+            for section in self.sections
+        )
+        title = f"<caption><b>{html.escape(self.title)}</b></caption>"
+        return f"<table>{title}<thead><tr>{head}</tr></thead>{body}</table>"
+
+    def _row(self, row: Sequence[Cell]) -> str:
+        cells = zip(self.columns, row, strict=True)
+        inner = "".join(
+            f"<td{self._align(name, CSS[cell.style])}>{html.escape(cell.text)}</td>"
+            for name, cell in cells
+        )
+        return f"<tr>{inner}</tr>"
+
+    def _align(self, name: str, more: str = "") -> str:
+        side = "right" if name in self.right else "left"
+        return f' style="text-align:{side}{";" + more if more else ""}"'
+
+
+def show(sheet: Sheet, console: Console | None = None) -> None:
+    """Print a table; in a notebook it is an HTML table."""
+    console = console or Console(highlight=False)
+    if not in_notebook(console):
+        console.print(sheet.rich())
+        return
+    plain = Console(file=io.StringIO(), width=PLAIN_WIDTH, force_jupyter=False, color_system=None)
+    with plain.capture() as captured:
+        plain.print(sheet.rich())
+    show_html(sheet.html(), captured.get())
 
 
 def what_metrics(names: Iterable[str]) -> str:
@@ -20,50 +107,68 @@ def what_metrics(names: Iterable[str]) -> str:
     return "Similarity" if scored else "Retrieval"
 
 
-def metrics_table(before: Mapping[str, float], after: Mapping[str, float]) -> Table:
-    """Each metric before and after fine-tuning, and the change."""
-    what = what_metrics([*before, *after])
-    table = Table(title=f"{what} metrics before and after fine-tuning")
-    table.add_column(f"{what} Metric")
-    for name in ("Before", "After", "Change"):
-        table.add_column(name, justify="right")
-    for name in sorted(set(before) | set(after)):
-        old, new = before.get(name), after.get(name)
-        change = f"{new - old:+.5f}" if old is not None and new is not None else ""
-        style = (
-            ""
-            if not change or abs(float(change)) == 0
-            else ("green" if change.startswith("+") else "red")
-        )
-        table.add_row(
-            name,
-            "" if old is None else f"{old:.5f}",
-            "" if new is None else f"{new:.5f}",
-            f"[{style}]{change}[/]" if style else change,
-        )
-    return table
+def metrics_sheet(evaluations: Mapping[str, Sides]) -> Sheet:
+    """Each metric before and after fine-tuning, and the change.
+
+    Args:
+        evaluations: by name, each `{"before": {key: value}, "after": {key: value}}`. Where there
+            are several, each is a section of its own, and its name is not repeated in the keys.
+    """
+    several = len(evaluations) > 1
+    keys = [key for sides in evaluations.values() for side in sides.values() for key in side]
+    what = what_metrics(keys)
+    right = ("Before", "After", "Change")
+    sections = []
+    for name, sides in evaluations.items():
+        rows = _metric_rows(sides["before"], sides["after"], f"{name}_" if several else "")
+        if several:
+            rows = [[Cell("" if i else name, "bold"), *row] for i, row in enumerate(rows)]
+        sections.append(rows)
+    return Sheet(
+        title=f"{what} metrics before and after fine-tuning",
+        columns=(*(("Evaluation",) if several else ()), f"{what} Metric", *right),
+        right=frozenset(right),
+        sections=sections,
+    )
 
 
-def examples_table(title: str, results: Mapping[str, Sequence[Mapping[str, Any]]], k: int) -> Table:
-    """One row for each query with its best `k` matches; ✓ marks the relevant ones."""
-    table = Table(title=title, show_lines=True)
-    table.add_column("Query", style="bold yellow", max_width=40)
-    for rank in range(1, k + 1):
-        table.add_column(f"Match {rank}", max_width=50)
+def _metric_rows(
+    before: Mapping[str, float], after: Mapping[str, float], prefix: str
+) -> list[list[Cell]]:
+    rows = []
+    for key in sorted({*before, *after}):
+        old, new = before.get(key), after.get(key)
+        values = [Cell("" if value is None else f"{value:.5f}") for value in (old, new)]
+        rows.append([Cell(key.removeprefix(prefix)), *values, _change(old, new)])
+    return rows
+
+
+def _change(old: float | None, new: float | None) -> Cell:
+    if old is None or new is None:
+        return Cell("")
+    text = f"{new - old:+.5f}"
+    if float(text) == 0:
+        return Cell(text)
+    return Cell(text, "green" if text.startswith("+") else "red")
+
+
+def examples_sheet(title: str, results: Mapping[str, Sequence[Mapping[str, Any]]], k: int) -> Sheet:
+    """Each query, and below it its best `k` matches with their scores; ✓ marks relevant ones."""
+    sections = []
     for query, matches in results.items():
-        cells = [_cell(match) for match in matches[:k]]
-        table.add_row(_escape(query), *cells, *[""] * (k - len(cells)))
-    return table
+        rows = [[Cell("Query", "bold yellow"), Cell(_cut(query), "bold yellow"), Cell("")]]
+        for rank, match in enumerate(matches[:k], start=1):
+            relevant = bool(match.get("relevant"))
+            text = ("✓ " if relevant else "") + _cut(match["text"])
+            score = Cell(f"{match['score']:.3f}", "dim")
+            rows.append([Cell(f"Match {rank}", "dim"), Cell(text, "green" * relevant), score])
+        sections.append(rows)
+    return Sheet(
+        title=title, columns=("", "Text", "Score"), right=frozenset({"Score"}), sections=sections
+    )
 
 
-def _cell(match: Mapping[str, Any]) -> str:
-    text = match["text"]
-    cut = text if len(text) <= MAX_CELL else text[: MAX_CELL - 1] + "…"
-    mark = "[green]✓[/] " if match.get("relevant") else ""
-    return f"{mark}{_escape(cut)} [dim]({match['score']:.3f})[/]"
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+def _cut(text: str) -> str:
+    """On one line, and not too long to compare."""
+    line = without_control_codes(" ".join(text.split()))
+    return line if len(line) <= MAX_CELL else line[: MAX_CELL - 1] + "…"

@@ -42,6 +42,7 @@ from ftray.callbacks.base import (
 )
 from ftray.callbacks.training_checkpoint import TrainingCheckpoint
 from ftray.errors import RunFailedError
+from ftray.evaluation.encode import check_towers
 from ftray.events import FitEnded
 from ftray.models.licence import read_licence
 from ftray.record.storage import Storage
@@ -84,6 +85,8 @@ class Loop:
         self.val_plan = job.val_plan()
         self.position = Position()
         self.learner = Learner(job, runtime, self.config.epochs * self.plan.steps_per_epoch)
+        for spec in job.evaluations:
+            check_towers(spec, self.learner.encoder)
         self.states = States(job, self.learner, self.position)
         self.teller = Teller(job, runtime, self.learner, self.position)
         self.callbacks = CallbackDispatcher(job.callbacks, runtime, self.teller.say)

@@ -40,6 +40,11 @@ def tell_opening(job: Job, encoder: TextEncoder, say: Callable[[str, str], None]
     _, sentence = read_licence(job.model)
     if sentence and sentence not in job.notes:  # the card of a hub id came with the weights
         say(sentence, "INFO")
+    tower = None if job.train.kind == "pairs" else encoder.default_tower
+    if tower is not None and job.config.epochs:
+        what = "labelled texts have" if job.train.kind == "labelled" else "scored pairs have"
+        line = f"Only the tower '{tower}' is trained: {what} no queries, which pairs have"
+        say(line, "WARNING")
     for what, parts in (
         ("training", _training_texts(job, encoder.roles_differ)),
         ("evaluation", _evaluation_texts(job)),

@@ -17,9 +17,9 @@ def refused(*entries: Any) -> str:
     return str(caught.value)
 
 
-def test_names_mappings_and_objects_become_callbacks_in_their_order() -> None:
+def test_names_mappings_and_objects_become_callbacks_in_the_order_of_their_kinds() -> None:
     own = Callback()
-    first, second, third, fourth = resolve_callbacks(
+    third, first, second, fourth = resolve_callbacks(
         [
             "BestModelCheckpoint",
             {"EarlyStopping": {"patience": 5, "monitor": "recall_at_k"}},

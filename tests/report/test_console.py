@@ -159,3 +159,88 @@ def test_a_file_that_cannot_hold_every_sign_gets_the_line_without_it() -> None:
     file = io.TextIOWrapper(raw, encoding="ascii")
     told(RunConsole(Console(file=file)), started(), step(1), epoch(0, 3, train_loss=0.5))
     assert b"Training [1/2] ?????????? 3/3" in raw.getvalue()
+
+
+# ---------------------------------------------------------------- in a notebook
+
+NOTEBOOK = [
+    """
+from dataclasses import replace
+from ftray.events import Log, Progress
+from ftray.record.narrator import Narrator
+from ftray.report import console as console_module
+from ftray.report.console import RunConsole
+from tests.handmade import ended, epoch, evaluation, started, step
+
+console_module.NOTEBOOK_EVERY_S = -1.0
+
+
+def told(console, *events):
+    narrator = Narrator()
+    for event in events:
+        for item in (event, *narrator(event)):
+            console(item)
+""",
+    """
+run = RunConsole()
+told(run, started(), *(step(n) for n in (1, 2)), Progress(task="Embedding <i>", done=1, total=4))
+""",
+    """
+run = RunConsole()
+told(run, started(), *(step(n) for n in (1, 2, 3)), Progress(task="Matching", done=1, total=1))
+told(run, started(), evaluation(3, 0.5), epoch(0, 3, train_loss=0.5), Log(message="[b] <i>"))
+told(run, started(3, 1, 0), step(4, epoch=1), ended(4, status="STOPPED"), Log(message="last"))
+""",
+    """
+import warnings
+from ftray.report.tables import examples_sheet, metrics_sheet, show
+show(metrics_sheet({"evaluation": {"before": {"m": 0.25}, "after": {"m": 0.5}}}))
+show(examples_sheet("Results", {"<q>": [{"text": "<b>", "score": 0.5, "relevant": True}]}, 3))
+warnings.warn("IProgress not found. Please update jupyter and ipywidgets.")
+""",
+]
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict]]:
+    """The outputs of each cell of `NOTEBOOK`."""
+    import nbformat
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    from tests.executed import execute
+
+    path = tmp_path_factory.mktemp("notebook") / "one.ipynb"
+    nbformat.write(new_notebook(cells=[new_code_cell(source) for source in NOTEBOOK]), path)
+    return [cell.outputs for cell in execute(path, Path(__file__).parents[2]).cells]
+
+
+def test_in_a_notebook_the_bar_is_one_display_that_changes(cells: list[list[dict]]) -> None:
+    *_, live = cells[1]
+    assert [output["output_type"] for output in cells[1]] == ["stream", "display_data"]
+    bar = "━" * 20 + "╌" * 10
+    lines = live["data"]["text/plain"].splitlines()
+    assert lines[0].startswith(f"Training [1/2] {bar} 2/3 ") and "• loss: 0.500" in lines[0]
+    assert lines[1:] == ["Embedding <i> 1/4"]
+    assert "Embedding &lt;i&gt; 1/4" in live["data"]["text/html"]
+
+
+def test_in_a_notebook_lines_are_text_and_the_bar_is_gone_in_the_end(
+    cells: list[list[dict]],
+) -> None:
+    displays = [output for output in cells[2] if output["output_type"] == "display_data"]
+    assert [output["data"] for output in displays] == [{"text/html": "", "text/plain": ""}]
+    text = "".join(output["text"] for output in cells[2] if output["output_type"] == "stream")
+    assert not any(output.get("name") == "stderr" for output in cells[2])
+    said = [line.split(" ", 1)[1].split(None, 1)[1] for line in text.splitlines()]
+    assert [line.split(" ")[0] for line in said] == [
+        *("Finetuning", "Finetuning", "Evaluated", "Training", "[b]", "Finetuning", "last")
+    ]
+    assert not CONTROL.search(text.replace("\n", ""))
+
+
+def test_in_a_notebook_tables_are_html(cells: list[list[dict]]) -> None:
+    assert [output["output_type"] for output in cells[3]] == ["display_data", "display_data"]
+    metrics, examples = (output["data"] for output in cells[3])
+    assert "<td" in metrics["text/html"] and "+0.25000" in metrics["text/html"]
+    assert "+0.25000" in metrics["text/plain"] and "\x1b" not in metrics["text/plain"]
+    assert "&lt;q&gt;" in examples["text/html"] and "<q>" in examples["text/plain"]

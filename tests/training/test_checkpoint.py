@@ -18,6 +18,7 @@ from ftray.losses.registry import build_loss
 from ftray.record.storage import Storage
 from ftray.training.checkpoint import (
     Position,
+    amend_checkpoint,
     latest_checkpoint,
     load_weights,
     read_checkpoint,
@@ -238,17 +239,22 @@ def test_names_sort_as_the_training_goes() -> None:
     assert names == sorted(names)
 
 
-def test_best_is_the_checkpoint_of_its_position() -> None:
-    position = Position(epoch=2, global_step=20, metrics={"val_loss": 0.25, "hit_at_k": 0.5})
-    position.mark_best("val_loss", 0.25)
-    assert position.best == {
-        "name": "epoch-0002",
-        "monitor": "val_loss",
-        "value": 0.25,
-        "epoch": 2,
-        "global_step": 20,
-        "metrics": {"val_loss": 0.25, "hit_at_k": 0.5},
-    }
+def test_a_position_becomes_another_one() -> None:
+    position = Position(epoch=2, step=3, global_step=23, metrics={"train_loss": 0.25})
+    other = Position(epoch=1, global_step=10, stopped="enough")
+    position.move_to(other)
+    assert position == other and position.name == "epoch-0001"
+
+
+def test_what_is_known_later_is_added_to_a_checkpoint(storage: Storage) -> None:
+    encoder, loss = nn.Linear(2, 2), nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(encoder.parameters())
+    position = Position(epoch=1, global_step=10, scheduler={"last_epoch": 10})
+    write_checkpoint(storage, position, encoder, loss, optimizer)
+    position.stopped = "no improvement"
+    amend_checkpoint(storage, position)
+    again = read_checkpoint(storage, "epoch-0001", encoder, loss, optimizer)
+    assert again == position
 
 
 def test_latest_is_the_one_with_most_steps(storage: Storage) -> None:
