@@ -119,10 +119,17 @@ class RecordReader:
         """The events of the run as it stands.
 
         What a lost attempt did beyond the point where the next one continued is left out, and so
-        are steps that were discarded.
+        are steps that were discarded. Of an evaluation that another attempt repeated the newer one
+        counts.
         """
         kept: list[Event] = []
+        evaluated: dict[tuple[Any, ...], EvaluationEnded] = {}
         for event in self.all_events():
+            if isinstance(event, EvaluationEnded):
+                key = (event.name, event.when, event.global_step, event.weights)
+                if (former := evaluated.get(key)) is not None:
+                    kept = [e for e in kept if e is not former]
+                evaluated[key] = event
             if isinstance(event, FitStarted):
                 kept = [e for e in kept if not _repeated(e, event)]
             elif isinstance(event, StepsDiscarded):

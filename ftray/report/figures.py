@@ -171,6 +171,8 @@ def tradeoff_picture(first: AlphaCurve, second: AlphaCurve) -> Picture | None:
     figure, axes = _axes((5.6, 3.4), steps=False)
     axes.set_xlabel(f"{first.key} →", fontsize=LABEL, color=INKS["muted"], loc="right")
     axes.xaxis.grid(visible=True, color=INKS["rule"], linewidth=0.8)
+    axes.xaxis.set_major_formatter(_equal_digits())
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     _, x, y = np.array(points, float).T
     _line(axes, x, y, "line-1", points=True)
     for alpha, right, up in points:

@@ -45,10 +45,10 @@ class States:
     def log(self, metrics: dict[str, float], point: Point | None = None) -> None:
         """Take metrics of now; of a point, they are measured there."""
         self._position.metrics.update(metrics)
-        if point is None:
-            self.logged.update(metrics)
-        else:
+        if point is not None:
             point.add(metrics)
+        if point is None or point.when == "epoch":
+            self.logged.update(metrics)
 
     def point(self, when: When, global_step: int | None = None) -> Point:
         """This step, as a point whose metrics are judged."""

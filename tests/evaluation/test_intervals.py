@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ftray.evaluation.intervals import paired_change
+from ftray.evaluation import intervals
+from ftray.evaluation.intervals import paired_change, paired_changes
 
 
 def test_an_interval_covers_the_mean_about_as_often_as_it_says():
@@ -26,3 +27,21 @@ def test_queries_are_paired():
     before = np.linspace(0, 1, 50)
     change = paired_change(before, before + 0.01)
     assert change.low == pytest.approx(0.01) and change.high == pytest.approx(0.01)
+
+
+def test_metrics_of_the_same_queries_share_their_resamples():
+    rng = np.random.default_rng(1)
+    before, after = rng.random((2, 60, 3))
+    together = paired_changes(before, after, resamples=400)
+    for column, found in enumerate(together):
+        alone = paired_change(before[:, column], after[:, column], resamples=400)
+        assert found.mean == pytest.approx(alone.mean)
+        assert (found.low, found.high) == pytest.approx((alone.low, alone.high))
+
+
+def test_resamples_are_the_same_however_many_are_held_at_a_time(monkeypatch):
+    before, after = np.random.default_rng(2).random((2, 50))
+    whole = paired_change(before, after, resamples=300)
+    monkeypatch.setattr(intervals, "MAX_COUNTS", 50 * 7)
+    few = paired_change(before, after, resamples=300)
+    assert (few.mean, few.low, few.high) == pytest.approx((whole.mean, whole.low, whole.high))

@@ -270,3 +270,13 @@ def test_three_minutes_are_several_beats() -> None:
     from ftray.record import session
 
     assert reader_module.GONE_AFTER_S >= 4 * session.BEAT_EVERY_S
+
+
+def test_an_evaluation_that_another_attempt_repeats_counts_once(storage: Storage) -> None:
+    """Overlapped ones that were under way when the first attempt was lost."""
+    writer = RecordWriter(storage)
+    for event in (started(), evaluation(3, 0.25), started(3, 1), evaluation(3, 0.5)):
+        writer(event)
+    writer.flush()
+    found = [e for e in RecordReader(storage).events() if isinstance(e, EvaluationEnded)]
+    assert [e.metrics["ndcg_at_k"] for e in found] == [0.5]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -265,3 +266,18 @@ def test_write_that_fails_leaves_no_partial_file(local: Storage) -> None:
 def test_check_leaves_nothing_behind(storage: Storage) -> None:
     storage.check_writable()
     assert storage.names() == []
+
+
+def test_a_file_knows_when_it_was_written(storage: Storage) -> None:
+    assert storage.modified_s("a") is None
+    storage.write_bytes("a", b"1", content_type="text/html")
+    assert storage.read_bytes("a") == b"1"
+    assert storage.modified_s("a") is not None
+
+
+def test_the_time_of_a_file_is_that_of_its_last_writing(local: Storage) -> None:
+    local.write_text("a", "1")
+    os.utime(local.path("a"), (12.5, 12.5))
+    assert local.modified_s("a") == 12.5
+    local.write_text("a", "2")
+    assert abs((local.modified_s("a") or 0) - time.time()) < 60
