@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from ftray.errors import FtrayError, RunFailedError, RunNotFoundError, nearest
+from ftray.events import EvaluationEnded
 from ftray.record.reader import RecordReader
 from ftray.record.session import STOP_FILE
 from ftray.record.storage import Storage
@@ -231,6 +232,9 @@ class Run:
         if not of_it:
             raise FtrayError(f"Run '{self.name}' has no evaluation '{evaluation}' {when}")
         return self._record.per_query(evaluation, of_it[-1].global_step, of_it[-1].weights)
+
+    def _evaluations(self) -> list[EvaluationEnded]:
+        return [e for e in self._record.events() if isinstance(e, EvaluationEnded)]
 
     def report(self) -> str:
         """The path or URI of `report.html`, one page that needs no network.

@@ -84,6 +84,12 @@ class Job:
     licence: str | None = None
     run_id: str = ""
 
+    @property
+    def last_epochs_kept(self) -> int | None:
+        """Of how many epochs a TrainingCheckpoint keeps the end: 0 without one, None for all."""
+        wanted = [c.last_k_epochs for c in self.callbacks if isinstance(c, TrainingCheckpoint)]
+        return wanted[0] if wanted else 0
+
     def plan(self) -> Plan:
         """The steps of every epoch."""
         return self._plan(self.train, self.batch_size, self.sampler, "training")

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from ftray.data.dataset import StepRows, TrainSet
+from ftray.errors import RunFailedError
 from ftray.losses.registry import build_loss
 from ftray.models.layout import Layout
 from ftray.models.registry import load_encoder
@@ -83,7 +84,7 @@ class Learner:
         """Learn from one global batch.
 
         Raises:
-            FloatingPointError: if the loss or the norm of its gradient is not finite.
+            RunFailedError: if the loss or the norm of its gradient is not finite.
         """
         self.encoder.train()
         self.loss.train()
@@ -97,9 +98,12 @@ class Learner:
             scale=self.precision.scale(),
         )
         if not math.isfinite(result.loss):
-            raise FloatingPointError(f"the training loss is {result.loss}")
+            raise _diverged(f"the training loss is {result.loss}", seed)
         learning_rate = float(self.optimizer.param_groups[0]["lr"])
-        norm = self.precision.step(self.optimizer, self._max_grad_norm)
+        try:
+            norm = self.precision.step(self.optimizer, self._max_grad_norm)
+        except FloatingPointError as error:
+            raise _diverged(str(error), seed) from None
         self.loss.after_step()
         self.scheduler.step()
         return Learned(
@@ -145,3 +149,11 @@ class Learner:
             "threads": torch.get_num_threads(),
             "precision": self.precision.name,
         }
+
+
+def _diverged(what: str, seed: Seed) -> RunFailedError:
+    _, epoch, step = seed
+    return RunFailedError(
+        f"Training diverged: {what} at epoch {epoch + 1}, step {step + 1}. A lower learning_rate, "
+        "precision: fp32, or other loss_options are the usual cures."
+    )

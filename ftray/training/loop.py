@@ -1,5 +1,8 @@
 """The training loop. All ranks run it; what it knows of the world is its runtime.
 
+`on_metrics` of a step whose evaluations overlap training comes when their results are in. If a stop
+is decided then, the loop goes back to that step: see `Loop.stop_at`.
+
 In words, with the hooks of callbacks in brackets:
 
     load the model, continue from the newest checkpoint if there is one    [on_fit_begin]
@@ -21,9 +24,6 @@ In words, with the hooks of callbacks in brackets:
     write the artifact
     whatever goes wrong on the way:                               [on_exception]
     however it ended:                                             [on_run_end]
-
-`on_metrics` of a step whose evaluations overlap training comes when their results are in. If a stop
-is decided then, the loop goes back to that step: see `Loop.stop_at`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ from ftray.callbacks.base import (
     Say,
     Stop,
 )
-from ftray.callbacks.training_checkpoint import TrainingCheckpoint
 from ftray.errors import RunFailedError
 from ftray.evaluation.encode import check_towers
 from ftray.events import FitEnded
@@ -91,7 +90,7 @@ class Loop:
         self.teller = Teller(job, runtime, self.learner, self.position)
         self.callbacks = CallbackDispatcher(job.callbacks, runtime, self.teller.say)
         self.keeper = Keeper(
-            Storage(job.run_uri), self.learner, self.teller.tell, _last_epochs(job)
+            Storage(job.run_uri), self.learner, self.teller.tell, job.last_epochs_kept
         )
         self.judge = Judge(
             job,
@@ -237,10 +236,7 @@ class Loop:
         batch = self.learner.batch(self.job.train, self.plan.rows(position.epoch, step))
         data_s = time.perf_counter() - start
         self.callbacks.call("on_train_batch_begin", self.states.now())
-        try:
-            learned = self.learner.step(batch, (self.config.seed, position.epoch, step))
-        except FloatingPointError as error:
-            raise self._diverged(str(error), step) from None
+        learned = self.learner.step(batch, (self.config.seed, position.epoch, step))
         position.global_step += 1
         position.step = step + 1
         position.epoch_losses.append((learned.loss, len(batch.rows.rows)))
@@ -267,14 +263,6 @@ class Loop:
         with self.teller.timed("waiting"):
             while len(self.judge.queue) and not isinstance(self.stop, OutsideStop):
                 self._listen(DRAIN_WAIT_S)
-
-    def _diverged(self, what: str, step: int) -> RunFailedError:
-        position = self.position
-        return RunFailedError(
-            f"Training diverged: {what} at epoch {position.epoch + 1}, step {step + 1} (global "
-            f"step {position.global_step + 1}). A lower learning_rate, precision: fp32, or other "
-            "loss_options are the usual cures."
-        )
 
     def _announce(self, error: Exception) -> None:
         """Tell the callbacks of an exception; one that fails at that does not hide it."""
@@ -399,12 +387,6 @@ class Loop:
                 self.keeper.owe(point.checkpoint)
             else:
                 self.judge.commit(point)
-
-
-def _last_epochs(job: Job) -> int | None:
-    """How many ends of epochs a TrainingCheckpoint keeps: none without one; None keeps all."""
-    wanted = [c.last_k_epochs for c in job.callbacks if isinstance(c, TrainingCheckpoint)]
-    return None if None in wanted else max((n for n in wanted if n is not None), default=0)
 
 
 def _mean(losses: list[tuple[float, int]]) -> float:
