@@ -162,7 +162,7 @@ def test_the_record_names_what_it_cannot_hold(script: tuple[Run, str], tiny_mode
     run, _ = script
     assert run.facts["reproducible"] is False
     assert run.config["model"].endswith(".SentenceTransformer")
-    assert run.config["callbacks"][0] == "__main__.Waits"
+    assert run.config["callbacks"][-1] == "__main__.Waits"
     assert run.config["train_data"] == "a list of 96 records"
     assert run.facts["environment"]["command"][0] == "code/train.py"
     assert run.facts["model"]["name"] == "tiny" and len(run.facts["model"]["fingerprint"]) == 16

@@ -78,10 +78,12 @@ class EarlyStopping(Callback):
         if not self._rule.exhausted:
             return missing_note("EarlyStopping", state, self.monitor)
         saved = state.epochs - state.epoch - 1
-        best = self._rule.monitor.best
+        best, against = self._rule.monitor.best, "best"
+        if self.baseline is not None:
+            best, against = self.baseline, "baseline"
         reason = (
             f"no improvement of '{self.monitor}' for {counted(self.patience, self.counts)} "
-            f"(now {value:.5f}, best {best if best is not None else math.nan:.5f})"
+            f"(now {value:.5f}, {against} {best if best is not None else math.nan:.5f})"
         )
         epochs = counted(state.epochs, "epoch")
         return [

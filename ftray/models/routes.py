@@ -95,8 +95,15 @@ def _width(path: list[nn.Module]) -> int | None:
 def local_towers(place: str) -> tuple[str, ...] | None:
     """`TextEncoder.towers` of a model, read from its folder without loading it.
 
-    None where that takes the model itself: a hub id, a URI, or a model with routes.
+    None where that takes the model itself: a hub id, a URI, a model with routes, or a damaged one.
     """
+    try:
+        return _towers_of(place)
+    except (ValueError, TypeError, KeyError, AttributeError):  # loading it will say what is wrong
+        return None
+
+
+def _towers_of(place: str) -> tuple[str, ...] | None:
     folder = Path(place)
     if "://" in place or not folder.is_dir():
         return None

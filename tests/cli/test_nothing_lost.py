@@ -185,8 +185,8 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was(
         done = cli("fit", config(run_name="bad", **fields))
     assert done.code == 1
     assert done.err == (
-        f"ftray: Training diverged: the training loss is {bad} at epoch 2, step 2 (global step "
-        "5). A lower learning_rate, precision: fp32, or other loss_options are the usual cures.\n"
+        f"ftray: Training diverged: the training loss is {bad} at epoch 2, step 2. A lower "
+        "learning_rate, precision: fp32, or other loss_options are the usual cures.\n"
     )
     assert "Failed: Training diverged" in cli("logs", "bad").out
     shown = cli("show", "bad")
