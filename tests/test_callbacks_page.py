@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import json
 import os
@@ -14,17 +15,17 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 import ftray
-from ftray.callbacks import EvaluationCallback, base, registry
-from ftray.callbacks.base import HOOKS, Callback, Decision, State
+from ftray.callbacks import EarlyStopping, EvaluationCallback, base
+from ftray.callbacks.base import HOOKS, Callback, Decision, Logger, State
 from ftray.callbacks.registry import CALLBACKS, resolve_callbacks
 from ftray.config_file import load_config
-from ftray.errors import RunFailedError
+from ftray.errors import DataError, RunFailedError
 from ftray.events import Progress
 from ftray.models import registry as models
 from ftray.record.facts import callback_facts
-from tests.callbacks.test_tensorboard_logger import scalars
 from tests.conftest import WORDS
 from tests.evaluation.test_numbers_of_the_pages import RELATIONS
 from tests.wandb_files import offline_runs
@@ -205,6 +206,71 @@ def _small() -> dict[str, Any]:
     return {"model": "minilm", "train_data": "train.csv", "loss": "SupConLoss", "num_workers": 0}
 
 
+class Forgetful(Logger):
+    """Can neither say its state nor take it up."""
+
+    def state_dict(self) -> dict[str, Any]:
+        raise OSError("no disk")
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        raise ValueError(f"nothing in {state}")
+
+
+def test_a_logger_without_a_state_is_a_warning_too(place: Path) -> None:
+    fields = {**_small(), "epochs": 2, "run_name": "again", "listeners": []}
+    callbacks = [Forgetful(), Crash()]
+    with pytest.raises(RunFailedError, match="power cut"):
+        ftray.fit(**fields, callbacks=callbacks)
+    run = ftray.fit(**fields, callbacks=callbacks, resume="must")
+    warnings = [line.split("WARNING  ")[1] for line in run.logs().splitlines() if "WARNING" in line]
+    assert warnings == [
+        "Forgetful.state_dict failed: OSError: no disk. It hears no more; the run goes on.",
+        "Forgetful.load_state_dict failed: ValueError: nothing in {}. It hears no more; the run "
+        "goes on.",
+    ]
+
+
+class Again(Callback):
+    """Wants something evaluated on a result; of an evaluation with overlap it comes too late."""
+
+    def __init__(self, weights: Any = None) -> None:
+        self.weights = weights
+
+    def on_evaluation_end(self, state: State, result: base.EvaluationResult) -> Any:
+        if result.caption == "often" and result.when == "step":
+            return base.Evaluate(1, self.weights)
+        return None
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("weights", [None, base.Interpolation(0.5)])
+def test_weights_that_are_gone_are_not_evaluated(place: Path, overlap: bool, weights: Any) -> None:
+    data = ("queries.csv", "index.csv")
+    callbacks = [
+        EvaluationCallback(*data, caption="often", steps_per_interval=3, overlap=overlap),
+        EvaluationCallback(*data, caption="other"),
+        Again(weights),
+    ]
+    fields = {**_small(), "epochs": 1, "learning_rate": 1e-2, "listeners": []}
+    if overlap:
+        with pytest.raises(RunFailedError, match="Evaluate was decided for step 3, on a result"):
+            ftray.fit(**fields, callbacks=callbacks)
+        return
+    run = ftray.fit(**fields, callbacks=callbacks)
+    rows = run.history().to_pylist()
+    often, other = (
+        [
+            r[f"{name}_ndcg_at_k"]
+            for r in rows
+            if r["kind"] == "evaluation"
+            and r["global_step"] == 3
+            and r[f"{name}_ndcg_at_k"] is not None
+        ]
+        for name in ("often", "other")
+    )
+    assert len(often) == len(other) == 1 and (often == other) == (weights is None)
+
+
 # ---------------------------------------------------------------- what the page says of the code
 
 
@@ -249,10 +315,10 @@ def test_orders_are_those_of_the_classes() -> None:
     (line,) = re.findall(r"called by their class attribute `order`(.*?)\n\n", PAGE, re.S)
     written = {name: int(order) for name, order in re.findall(r"(\w+)\s(\d+)", line)}
     assert written.pop("own") == Callback.order
-    assert written.pop("loggers") == base.Logger.order
+    assert written.pop("loggers") == Logger.order
     loggers = {"WandBLogger", "TensorBoardLogger"}
     assert written == {name: c.order for name, c in CALLBACKS.items() if name not in loggers}
-    assert all(CALLBACKS[name].order == base.Logger.order for name in loggers)
+    assert all(CALLBACKS[name].order == Logger.order for name in loggers)
 
 
 def test_every_field_of_the_state_and_of_a_result_is_named() -> None:
@@ -332,6 +398,51 @@ def test_links_lead_somewhere() -> None:
 def slug(title: str) -> str:
     """How GitHub names the place of a heading."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+# ---------------------------------------------------------------- the table of statements
+
+TABLE = [
+    row for row in table_of(SECTIONS["Finetuner's two pages, statement by statement"]) if row[0]
+]
+TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)(?:\[(.+?)\])?`")
+
+
+def functions(file: str) -> set[str]:
+    """The tests of a file."""
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def ids(file: str, test: str) -> set[str]:
+    """What pytest adds to the name of a test that has one parametrisation."""
+    module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+    (mark,) = (m for m in getattr(module, test).pytestmark if m.name == "parametrize")
+    _, values = mark.args
+    name: Any = mark.kwargs.get("ids", str)
+    return {name(value) for value in values}
+
+
+def test_every_statement_has_a_test_and_what_holds_here() -> None:
+    assert len(TABLE) == 70
+    for page, statement, here, tests in TABLE:
+        assert page in ("F", "D", "F, D") and len(statement) > 10
+        assert here[0].isupper() and here[-1] in ".?", here
+        assert TEST.search(tests) and TEST.sub("", tests).replace("<br>", "") == "", tests
+
+
+def test_every_test_that_the_page_names_exists() -> None:
+    named = TEST.findall(PAGE)
+    assert len(named) > 100
+    for file, test, case in named:
+        assert test in functions(file), f"{file}::{test}"
+        assert not case or case in ids(file, test), f"{file}::{test}[{case}]"
+
+
+def test_the_page_names_no_file_that_is_not_there() -> None:
+    for name in re.findall(r"`((?:benchmarks|docs|tests)/[\w/]+\.\w+)", PAGE):
+        assert (ROOT / name).exists(), name
+    assert "finetuner-" not in PAGE and "/work" not in PAGE
 
 
 # ---------------------------------------------------------------- what Finetuner's users type
@@ -466,15 +577,18 @@ def test_their_best_model_prints_what_their_page_shows(
     losses = [row["val_loss"] for row in run.history().to_pylist() if row["kind"] == "epoch"]
     best = min(losses)
     assert losses[-1] > best, "the last model is not the best one"
-    assert f"Finetuning ... 6 epochs of 4 steps" in out
+    assert "Finetuning ... 6 epochs of 4 steps" in out
     assert f"INFO     Model improved from inf to {losses[0]:.3f}!" in out
     assert f"INFO     Model improved from {losses[0]:.3f} to {losses[1]:.3f}!" in out
     assert out.count("INFO     Model did not improve\n") == sum(
         loss >= min(losses[:i]) for i, loss in enumerate(losses) if i
     )
-    assert re.search(rf"Training \[6/6\] ━+ 4/4 .* • loss: \S+ • val_loss: {losses[-1]:.3f}$", out, re.M)
+    assert re.search(
+        rf"Training \[6/6\] ━+ 4/4 .* • loss: \S+ • val_loss: {losses[-1]:.3f}$", out, re.M
+    )
     facts = json.loads(Path(run.artifact_id, "ftray.json").read_text())
     assert facts["metrics"]["val_loss"] == best
+    assert run.metrics() == {"before": {}, "after": {}}, "eval_data evaluates the loss alone"
 
 
 @pytest.mark.parametrize(
@@ -556,3 +670,28 @@ def test_the_arithmetic_of_their_prose() -> None:
     assert 294 / 150 == pytest.approx(2, abs=0.05), "nearly twice the time"
     assert 95 / 218 < 0.5, "more than halving the time"
     assert 0.007 / 0.003 > 2, "more than twice as high"
+
+
+def test_early_stopping_does_not_keep_the_best_model(place: Path) -> None:
+    callbacks = [EarlyStopping("train_loss", patience=2, baseline=0.0)]
+    run = ftray.fit(**_small(), epochs=5, callbacks=callbacks, listeners=[])
+    facts = json.loads(Path(run.artifact_id, "ftray.json").read_text())
+    assert (
+        facts["best"] is None
+        and facts["global_step"] == 8 == run.history()["global_step"][-1].as_py()
+    )
+    last = load_file(f"{run.path}/checkpoints/epoch-0002/model.safetensors")
+    kept = load_file(f"{run.artifact_id}/model.safetensors")
+    names = {name: [n for n in last if n.endswith(f".{name}")] for name in kept}
+    assert all(tensor.equal(last[names[name][0]]) for name, tensor in kept.items())
+
+
+def test_a_name_of_the_cloud_is_a_file_that_is_not_there(place: Path) -> None:
+    callbacks = [EvaluationCallback(query_data="finetuner/tll-test-query-da")]
+    for fields in (
+        {"train_data": "finetuner/tll-train-da"},
+        {"train_data": "train.csv", "callbacks": callbacks},
+    ):
+        with pytest.raises(DataError, match=r"there is no file 'finetuner/tll-"):
+            ftray.fit(**{**_small(), **fields}, listeners=[])
+    assert not Path("runs").exists()

@@ -52,8 +52,7 @@ class CallbackDispatcher:
         except Exception as error:
             if not isinstance(callback, Logger):
                 raise
-            self._silenced.add(id(callback))
-            self._say(f"{error}. It hears no more; the run goes on.", "WARNING")
+            self._silence(callback, error)
             return []
 
     def end(self, state: State, status: str) -> None:
@@ -95,16 +94,22 @@ class CallbackDispatcher:
         self._waiting.append(decision)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Each callback's class and state, in order."""
-        states = [{"name": type(c).__name__, "state": c.state_dict()} for c in self._callbacks]
-        for state in states:
-            try:
-                json.dumps(state)
-            except (TypeError, ValueError) as error:
-                raise RunFailedError(
-                    f"{state['name']}.state_dict gave what JSON cannot hold: {error}"
-                ) from None
-        return states
+        """Each callback's class and state, in order; a logger that fails at it has none."""
+        return [{"name": type(c).__name__, "state": self._state_of(c)} for c in self._callbacks]
+
+    def _state_of(self, callback: Callback) -> dict[str, Any]:
+        try:
+            return _state(callback)
+        except RunFailedError as error:
+            if not isinstance(callback, Logger):
+                raise
+            self._silence(callback, error)
+            return {}
+
+    def _silence(self, logger: Logger, error: Exception) -> None:
+        if id(logger) not in self._silenced:
+            self._silenced.add(id(logger))
+            self._say(f"{error}. It hears no more; the run goes on.", "WARNING")
 
     def rewind(self, states: list[dict[str, Any]]) -> None:
         """Rank 0: take the states of an earlier step, whose later steps are discarded.
@@ -113,7 +118,7 @@ class CallbackDispatcher:
         """
         for callback, state in zip(self._callbacks, states, strict=True):
             if type(callback).on_metrics is Callback.on_metrics:
-                _load(callback, state["state"])
+                self._load(callback, state["state"])
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
         """Take up what `state_dict` gave.
@@ -129,15 +134,40 @@ class CallbackDispatcher:
                 "give the same callbacks in the same order"
             )
         for callback, state in zip(self._callbacks, states, strict=True):
-            _load(callback, state["state"])
+            self._load(callback, state["state"])
+
+    def _load(self, callback: Callback, state: dict[str, Any]) -> None:
+        try:
+            _load(callback, state)
+        except RunFailedError as error:
+            if not isinstance(callback, Logger):
+                raise
+            self._silence(callback, error)
+
+
+def _state(callback: Callback) -> dict[str, Any]:
+    name = type(callback).__name__
+    try:
+        state = callback.state_dict()
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise RunFailedError(f"{name}.state_dict failed: {what}") from error
+    try:
+        json.dumps(state)
+    except (TypeError, ValueError) as error:
+        raise RunFailedError(f"{name}.state_dict gave what JSON cannot hold: {error}") from None
+    return state
 
 
 def _load(callback: Callback, state: dict[str, Any]) -> None:
+    name = type(callback).__name__
     try:
         callback.load_state_dict(state)
     except KeyError as error:
-        name = type(callback).__name__
         raise RunFailedError(f"The checkpoint's state of {name} has no {error}") from None
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise RunFailedError(f"{name}.load_state_dict failed: {what}") from error
 
 
 def _call(callback: Callback, hook: str, state: State, *arguments: Any) -> list[Decision]:

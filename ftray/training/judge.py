@@ -20,6 +20,7 @@ from ftray.callbacks.base import (
     Say,
     Stop,
 )
+from ftray.errors import RunFailedError
 from ftray.runtime.base import Runtime
 from ftray.training.bridge import CallbackDispatcher
 from ftray.training.checkpoint import Position
@@ -122,6 +123,8 @@ class Judge:
             known = {*point.fresh, *(spec.key(n) for n in spec.metrics if number in point.waiting)}
             if weights is None and known.issuperset(map(spec.key, spec.metrics)):
                 continue  # several callbacks asked for the same
+            if _is_behind(point, self._position) and not isinstance(weights, GivenWeights):
+                raise _gone(point, self._position)
             if spec.overlap and not wait:
                 with self._teller.timed("evaluation"):
                     ticket = self.queue.expect(point, number)
@@ -258,6 +261,19 @@ class Judge:
         """All ranks: tell the cluster of the checkpoint of a point that was judged."""
         self._keeper.settled(point.checkpoint)
         self._runtime.commit(f"checkpoints/{point.checkpoint}", dict(point.metrics))
+
+
+def _is_behind(point: Point, position: Position) -> bool:
+    """Whether the weights of a point are no longer those of the model."""
+    return point.when != "final" and point.global_step < position.global_step
+
+
+def _gone(point: Point, position: Position) -> RunFailedError:
+    return RunFailedError(
+        f"Evaluate was decided for step {point.global_step}, on a result that came when training "
+        f"was at step {position.global_step}, with other weights. On the results of an evaluation "
+        "with overlap nothing can be evaluated anew"
+    )
 
 
 def _words(point: Point) -> str:

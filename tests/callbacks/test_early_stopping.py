@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import pytest
 
-from ftray.callbacks.base import Say, State, Stop
+import ftray
+from ftray.callbacks.base import Callback, LogMetrics, Say, State, Stop
 from ftray.callbacks.early_stopping import EarlyStopping
-from ftray.errors import ConfigError
+from ftray.errors import ConfigError, RunFailedError
 
 
 def at_epoch(epoch: int, **metrics: float) -> State:
@@ -78,6 +80,8 @@ def test_stopping_says_why_and_how_much_was_saved() -> None:
     assert say == Say(f"Training is stopping, {reason}; 7 of 10 epochs saved")
     (_, stop) = decisions(EarlyStopping(patience=1), math.nan)[-1]
     assert stop == Stop("no improvement of 'val_loss' for 1 epoch (now nan, best nan)")
+    (_, stop) = decisions(EarlyStopping(patience=1, baseline=0.25), 0.5)[-1]
+    assert stop.reason.endswith("for 1 epoch (now 0.50000, baseline 0.25000)")
 
 
 def test_restart_in_the_middle_changes_nothing() -> None:
@@ -103,3 +107,74 @@ def test_options_that_cannot_work_are_refused(options: dict[str, Any], message: 
     with pytest.raises(ConfigError) as caught:
         EarlyStopping(**options)
     assert message in str(caught.value)
+
+
+# ---------------------------------------------------------------- in a fit
+
+SEQUENCES = [
+    ((0.5, 0.6, 0.7, 0.1), {}, 3),
+    ((0.5, 0.6, 0.4, 0.45, 0.46, 0.1), {}, 5),
+    ((1.0, 0.95, 0.92, 0.1), {"min_delta": 0.1}, 3),
+]
+
+
+class Losses(Callback):
+    """Has a run meet validation losses that are known beforehand; fails before one, if asked to."""
+
+    metric_names = ("val_loss",)
+
+    def __init__(self, losses: tuple[float, ...]) -> None:
+        self.losses = losses
+        self.fails_before: int | None = None
+
+    def on_epoch_begin(self, state: State) -> None:
+        if state.epoch == self.fails_before:
+            raise ValueError("power cut")
+
+    def on_train_epoch_end(self, state: State) -> LogMetrics:
+        return LogMetrics({"val_loss": self.losses[state.epoch]})
+
+
+def fit(folder: Path, model: Path, losses: Losses, options: dict[str, Any], **fields: Any) -> Any:
+    return ftray.fit(
+        model=str(model),
+        train_data=[{"text": f"{a} {b}", "label": a} for a in ("card", "bank") for b in ("a", "b")],
+        loss="SupConLoss",
+        epochs=len(losses.losses),
+        num_workers=0,
+        run_name="run",
+        storage_path=str(folder),
+        callbacks=[EarlyStopping(**options), losses],
+        listeners=[],
+        **fields,
+    )
+
+
+def epochs(run: Any) -> int:
+    return int(run.history()["kind"].to_pylist().count("epoch"))
+
+
+@pytest.mark.parametrize(("losses", "options", "last"), SEQUENCES)
+def test_a_fit_stops_where_the_rule_says(
+    tmp_path: Path, tiny_model: Path, losses: tuple[float, ...], options: Any, last: int
+) -> None:
+    run = fit(tmp_path, tiny_model, Losses(losses), options)
+    assert epochs(run) == last
+    assert f"{len(losses) - last} of {len(losses)} epochs saved" in run.logs()
+
+
+@pytest.mark.parametrize(("losses", "options", "last"), SEQUENCES)
+def test_a_restart_in_the_middle_of_a_fit_changes_nothing(
+    tmp_path: Path, tiny_model: Path, losses: tuple[float, ...], options: Any, last: int
+) -> None:
+    """In every epoch once, so that each part of the patience is interrupted."""
+    given = Losses(losses)
+    for epoch in range(1, last):
+        given.fails_before = epoch
+        with pytest.raises(RunFailedError, match="power cut"):
+            fit(tmp_path, tiny_model, given, options, resume="auto")
+    given.fails_before = None
+    run = fit(tmp_path, tiny_model, given, options, resume="must")
+    assert epochs(run) == last
+    assert run.logs().count("Continuing from checkpoint") == last - 1
+    assert run.logs().count("Training is stopping") == 1

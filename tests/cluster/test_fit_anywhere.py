@@ -23,13 +23,29 @@ import json, os, sys
 import ftray
 from ftray.callbacks import EarlyStopping, EvaluationCallback
 
-def fit(rows, model, storage):
+def fit(rows, model, storage, own=()):
     return ftray.fit(
         model=model, train_data=rows, loss="SupConLoss", epochs=1, batch_size=32,
         storage_path=storage, listeners=[],
-        callbacks=[EvaluationCallback(rows), EarlyStopping("ndcg_at_k")],
+        callbacks=[EvaluationCallback(rows), EarlyStopping("ndcg_at_k"), *own],
     )
 """
+
+CALLBACK = """
+import os
+from ftray.callbacks import Callback, LogMetrics
+
+class {name}(Callback):
+    metric_names = ("{name}",)
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_epoch_end(self, state):
+        self.seen.append(state.epoch)
+        return LogMetrics({{"{name}": os.getpid()}})
+"""
+OWN = CALLBACK.format(name="Own") + "\nfrom beside import Beside\n"
 
 
 def ray_processes(group: int) -> list[str]:
@@ -53,13 +69,20 @@ def ray_processes(group: int) -> list[str]:
 def place(tmp_path_factory, tiny_model, labelled_rows):
     folder = tmp_path_factory.mktemp("anywhere")
     (folder / "rows.json").write_text(json.dumps(labelled_rows))
+    (folder / "code").mkdir()
+    for beside in (folder, folder / "code"):  # beside the notebook, and beside the script
+        (beside / "beside.py").write_text(CALLBACK.format(name="Beside"))
     return folder
 
 
 def run(script: str, folder: Path, *arguments: str, **environment: str) -> tuple[str, int]:
-    """Run a script in its own session, away from the checkout; its output and session id."""
+    """Run a script in its own session, away from the checkout and from the script's own folder; its
+    output and session id.
+    """
+    file = folder / "code" / "script.py"
+    file.write_text(FIT + textwrap.dedent(script))
     process = subprocess.Popen(
-        [sys.executable, "-c", FIT + textwrap.dedent(script), *arguments],
+        [sys.executable, str(file), *arguments],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -84,19 +107,27 @@ def assert_nothing_is_left(group: int) -> None:
 
 
 def test_twice_in_one_process_from_another_folder_starts_and_stops_ray(place, tiny_model):
-    script = """
-        rows = json.load(open("rows.json"))
-        runs = [fit(rows, sys.argv[1], "runs") for _ in range(2)]
-        import ray
-        print(json.dumps([[r.status(), r.path, r.metrics()["after"]] for r in runs]))
-        assert not ray.is_initialized()
-        assert "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S" not in os.environ
+    """With callbacks of the script itself and of a module beside it, which run in the worker: what
+    they log is on record, what they collect stays there.
+    """
+    script = f"""{OWN}
+rows = json.load(open("rows.json"))
+own = [Own(), Beside()]
+runs = [fit(rows, sys.argv[1], "runs", own) for _ in range(2)]
+import ray
+logged = [[r.history()[name].to_pylist()[-1] for name in ("Own", "Beside")] for r in runs]
+print(json.dumps([[r.status(), r.path, r.metrics()["after"]] for r in runs] + logged))
+assert not ray.is_initialized()
+assert "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S" not in os.environ
+assert [callback.seen for callback in own] == [[], []]
     """
     out, group = run(script, place, str(tiny_model))
-    first, second = json.loads(out.splitlines()[-1])
+    first, second, *logged = json.loads(out.splitlines()[-1])
     assert first[0] == second[0] == "FINISHED"
     assert first[1] != second[1] and first[1].startswith(str(place / "runs"))
     assert first[2] == second[2]
+    for own, beside in logged:
+        assert own == beside != group  # the script is the leader of its session
     assert_nothing_is_left(group)
 
 
@@ -155,7 +186,9 @@ def running_ray():
 
 
 NOTEBOOK = [
-    "rows = json.load(open('rows.json'))\nrun = fit(rows, model, 'runs')",
+    OWN,
+    "rows = json.load(open('rows.json'))\nrun = fit(rows, model, 'runs', [Own(), Beside()])",
+    "print([run.history()[name].to_pylist()[-1] != os.getpid() for name in ('Own', 'Beside')])",
     "print(run.status()); run.display_metrics(); assert run.status() == 'FINISHED'",
 ]
 
@@ -173,6 +206,7 @@ def test_in_a_notebook_and_with_the_address_of_a_running_ray(
     NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(place)}}).execute()
     shown = "".join(str(output) for output in notebook.cells[-1].outputs)
     assert "FINISHED" in shown and "ndcg_at_k" in shown
+    assert "[True, True]" in str(notebook.cells[-2].outputs), "callbacks run in the worker"
     # the cluster is alive, all CPUs are free again, and no actor of ours is left in it (Ray keeps
     # one coordinator of its own)
     cluster.stdin.write("\n")
