@@ -31,7 +31,7 @@ from ftray.run import find_run
 
 KINDS = ("none", "blocking", "overlapped")
 WORDS = {"none": "no evaluation", "blocking": "blocking", "overlapped": "overlapped"}
-ROWS, QUERIES, DOCUMENTS = 770, 300, 700
+ROWS, QUERIES, DOCUMENTS = 770, 150, 350
 TIMEOUT_S = 1800
 
 
