@@ -105,8 +105,9 @@ class Decision:
 class Stop(Decision):
     """Stop training now (after a batch hook: after this step), keep a checkpoint.
 
-    Of `on_metrics` it says that training should have ended at that state's step: where an
-    overlapped evaluation told so late, the weights of that step stand, later steps are discarded.
+    Of `on_metrics` and `on_evaluation_end` it says that training should have ended at that state's
+    step: where an overlapped evaluation told so late, the weights of that step stand, and later
+    steps are discarded.
     """
 
     reason: str
@@ -195,7 +196,9 @@ class State:
         global_step: optimizer steps done.
         loss: of the last batch, training or validation.
         metrics: newest value of every metric: train_loss, val_loss, evaluation metrics.
-        fresh: which of them were measured at this very step; of an epoch's end, all of that epoch.
+        fresh: of `on_metrics` and `on_evaluation_end`, which of them were measured at this very
+            step (at an epoch's end: all of that epoch); of other hooks, which were measured or
+            logged since the epoch began.
         learning_rates: of each parameter group.
         run_path: the run directory. run_id: eight letters that stay the same when it is resumed.
         model_name: as the user gave it.

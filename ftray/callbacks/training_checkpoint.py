@@ -13,8 +13,9 @@ __all__ = ["TrainingCheckpoint"]
 class TrainingCheckpoint(Callback):
     """Keep the checkpoints of the last epochs.
 
-    Without it a run keeps its newest two checkpoints and the best one. Each checkpoint lies in
-    `checkpoints/` of the run directory, with all that training needs to go on from there.
+    Without it a run keeps its newest two checkpoints, the best one, and those whose evaluations are
+    under way. Each checkpoint lies in `checkpoints/` of the run directory, with all that training
+    needs to go on from there.
 
     Args:
         last_k_epochs: how many; None keeps those of all epochs.

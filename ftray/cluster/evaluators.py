@@ -8,6 +8,7 @@ no CPU to place, so they never wait for one that a worker holds.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -21,7 +22,7 @@ from ftray.cluster.nodes import drivers_node
 from ftray.runtime.process_group import LostWorkersError
 from ftray.training.evaluate import Evaluated
 from ftray.training.job import Job
-from ftray.training.overlap import MAX_WAITING, SnapshotEvaluator
+from ftray.training.overlap import SnapshotEvaluator
 
 __all__ = ["ActorEvaluator", "start_evaluators"]
 
@@ -89,28 +90,31 @@ class ActorEvaluator:
         self._actors = actors
         self._job = job
         self._waiting: dict[Any, int] = {}
+        self._moved = time.monotonic()
 
     def submit(self, ticket: int, number: int, weights: Mapping[str, Tensor]) -> None:
         """Put the weights into the object store and begin."""
-        done, unfinished = self._split(0.0)
-        if len(unfinished) >= MAX_WAITING:
-            self._split(EVALUATE_TIMEOUT_S, more_than=len(done))
         copy = ray.put(dict(weights))
         answer = self._actors[number].evaluate.remote([self._job], number, copy)
         self._waiting[answer] = ticket
 
-    def _split(self, wait_s: float, more_than: int = 0) -> tuple[list[Any], list[Any]]:
-        """What is done and what is not, after waiting for more than so many to be done."""
-        count = min(more_than + 1, len(self._waiting))
-        if count:
-            ray.wait(list(self._waiting), num_returns=count, timeout=wait_s)
-        done = {answer for answer in self._waiting if ray.wait([answer], timeout=0)[0]}
-        return [a for a in self._waiting if a in done], [a for a in self._waiting if a not in done]
-
     def finished(self, wait_s: float = 0.0) -> list[tuple[int, Evaluated]]:
-        """What is done, in the order in which it was submitted."""
-        answers, _ = self._split(wait_s)
-        return [(self._waiting.pop(answer), _result(answer)) for answer in answers]
+        """What is done, in the order in which it was submitted.
+
+        Raises:
+            LostWorkersError: if nothing was done for an hour.
+        """
+        now = time.monotonic()
+        if not self._waiting:
+            self._moved = now
+            return []
+        ray.wait(list(self._waiting), num_returns=1, timeout=wait_s)
+        done = [answer for answer in self._waiting if ray.wait([answer], timeout=0)[0]]
+        if done:
+            self._moved = now
+        elif now - self._moved > EVALUATE_TIMEOUT_S:
+            raise LostWorkersError(f"The evaluation actor did nothing for {EVALUATE_TIMEOUT_S:g} s")
+        return [(self._waiting.pop(answer), _result(answer)) for answer in done]
 
     def close(self) -> None:
         """Drop what is not done; the driver ends the actors."""

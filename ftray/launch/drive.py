@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ftray.collector import collector_paused
@@ -80,11 +79,8 @@ def _trainer(start: Start, session: RunSession) -> Callable[[], FitEnded]:
             raise ConfigError("device = 'cuda', but torch sees no GPU here: 'cpu', or 'auto'")
         evaluator = ThreadEvaluator(job, device)
         runtime = LocalRuntime(device, job.evaluations, session.emit, session.stop, evaluator)
-        if start.model_copy is None:
-            return Loop(job, runtime).run
-        loop = Loop(replace(job, model=str(start.model_copy)), runtime)
-        loop.job = job  # the run directory has the model only once the run is taken
-        return loop.run
+        # the run directory has a model object's copy only once the run is taken
+        return Loop(job, runtime, str(start.model_copy) if start.model_copy else None).run
     from ftray.cluster.trainer import fit_on_ray
 
     return lambda: fit_on_ray(job, session)

@@ -69,8 +69,7 @@ class Evaluator(Protocol):
     def submit(self, ticket: int, number: int, weights: Mapping[str, Tensor]) -> None:
         """Begin evaluation `number` of the job with these weights (on the CPU).
 
-        Returns soon, unless several evaluations are waiting already: then the oldest one's end is
-        awaited, so that their weights do not pile up.
+        Returns soon.
         """
         ...
 

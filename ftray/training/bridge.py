@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ftray.callbacks.base import Callback, Decision, Logger, Say, State
+from ftray.callbacks.base import Callback, Decision, Logger, LogMetrics, Say, State
 from ftray.errors import FtrayError, RunFailedError
 from ftray.runtime.base import Collectives
 
@@ -48,7 +48,7 @@ class CallbackDispatcher:
         if id(callback) in self._silenced:
             return []
         try:
-            return _call(callback, hook, state, *arguments)
+            return _decisions_of(callback, hook, state, *arguments)
         except Exception as error:
             if not isinstance(callback, Logger):
                 raise
@@ -61,22 +61,30 @@ class CallbackDispatcher:
         Raises:
             RunFailedError: if one fails at that after a run that ended well, once all were called.
         """
-        if self._collectives.rank != 0:
-            return
+        failed = self._tell_each("on_run_end", state, status)
+        if failed and status in ("FINISHED", "STOPPED"):
+            raise failed[0]
+        for failure in failed:
+            self._say(str(failure), "ERROR")
+
+    def announce(self, state: State, exception: Exception) -> None:
+        """Rank 0: tell every callback of an exception; one that fails at that does not hide it."""
+        for failure in self._tell_each("on_exception", state, exception):
+            self._say(str(failure), "ERROR")
+
+    def _tell_each(self, hook: str, state: State, *arguments: Any) -> list[Exception]:
+        """Call a hook of every callback, whatever the others do; of what they decide, say it."""
         failed: list[Exception] = []
-        for callback in self._callbacks:
+        for callback in self._callbacks if self._collectives.rank == 0 else ():
             try:
-                decisions = self._call(callback, "on_run_end", state, status)
+                decisions = self._call(callback, hook, state, *arguments)
             except Exception as error:
                 failed.append(error)
                 continue
             for decision in decisions:
                 if isinstance(decision, Say):
                     self._say(decision.message, decision.level)
-        if failed and status in ("FINISHED", "STOPPED"):
-            raise failed[0]
-        for failure in failed:
-            self._say(str(failure), "ERROR")
+        return failed
 
     def decide(self, hook: str, state: State, *arguments: Any) -> list[Decision]:
         """Call a hook on rank 0 and give every rank all decisions that wait."""
@@ -114,10 +122,13 @@ class CallbackDispatcher:
     def rewind(self, states: list[dict[str, Any]]) -> None:
         """Rank 0: take the states of an earlier step, whose later steps are discarded.
 
-        Those who judge points stay as they are: they have judged up to that step, and no further.
+        Those who hear results stay as they are: they have heard those up to that step.
         """
         for callback, state in zip(self._callbacks, states, strict=True):
-            if type(callback).on_metrics is Callback.on_metrics:
+            cls = type(callback)
+            if cls.on_metrics is Callback.on_metrics and (
+                cls.on_evaluation_end is Callback.on_evaluation_end
+            ):
                 self._load(callback, state["state"])
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
@@ -138,7 +149,7 @@ class CallbackDispatcher:
 
     def _load(self, callback: Callback, state: dict[str, Any]) -> None:
         try:
-            _load(callback, state)
+            _take_up(callback, state)
         except RunFailedError as error:
             if not isinstance(callback, Logger):
                 raise
@@ -159,7 +170,7 @@ def _state(callback: Callback) -> dict[str, Any]:
     return state
 
 
-def _load(callback: Callback, state: dict[str, Any]) -> None:
+def _take_up(callback: Callback, state: dict[str, Any]) -> None:
     name = type(callback).__name__
     try:
         callback.load_state_dict(state)
@@ -170,14 +181,13 @@ def _load(callback: Callback, state: dict[str, Any]) -> None:
         raise RunFailedError(f"{name}.load_state_dict failed: {what}") from error
 
 
-def _call(callback: Callback, hook: str, state: State, *arguments: Any) -> list[Decision]:
+def _decisions_of(callback: Callback, hook: str, state: State, *arguments: Any) -> list[Decision]:
     name = f"{type(callback).__name__}.{hook}"
     try:
         answer = getattr(callback, hook)(state, *arguments)
-    except FtrayError:
-        raise
     except Exception as error:
-        raise RunFailedError(f"{name} failed: {type(error).__name__}: {error}") from error
+        what = str(error) if isinstance(error, FtrayError) else f"{type(error).__name__}: {error}"
+        raise RunFailedError(f"{name} failed: {what}") from error
     if answer is None:
         return []
     decisions = list(answer) if isinstance(answer, Iterable) else [answer]
@@ -187,4 +197,16 @@ def _call(callback: Callback, hook: str, state: State, *arguments: Any) -> list[
                 f"{name} returned {decision!r}: a decision (ftray.callbacks.base), several, or "
                 "None is expected"
             )
+        if isinstance(decision, LogMetrics):
+            _check_numbers(name, decision)
     return decisions
+
+
+def _check_numbers(name: str, logged: LogMetrics) -> None:
+    for metric, value in logged.metrics.items():
+        try:
+            float(value)
+        except (TypeError, ValueError):
+            raise RunFailedError(
+                f"{name} logged {metric} = {value!r}: a number is expected"
+            ) from None

@@ -27,7 +27,7 @@ from ftray.errors import StorageError
 from ftray.record.storage import Storage
 
 __all__ = ["Position", "amend_checkpoint", "checkpoint_names", "latest_checkpoint"]
-__all__ += ["load_weights", "read_checkpoint", "read_weights"]
+__all__ += ["load_weights", "read_checkpoint", "read_references", "read_weights"]
 __all__ += ["remove_checkpoints", "write_checkpoint"]
 
 FOLDER = "checkpoints"
@@ -41,7 +41,8 @@ class Position:
     `epoch` and `step` are the next ones to train; `metrics` the newest values; `epoch_losses` loss
     and rows of each step of this epoch; `best` the best checkpoint so far, or None; `stopped` why
     training is over before its last epoch; `callbacks` each callback's name and `state_dict`;
-    `points` the earlier steps whose evaluations are still under way.
+    `points` the earlier steps whose evaluations are still under way; `logged` the metrics that were
+    measured or logged since the epoch began.
     """
 
     epoch: int = 0
@@ -55,6 +56,7 @@ class Position:
     epoch_losses: list[tuple[float, int]] = field(default_factory=list)
     stopped: str | None = None
     points: list[dict[str, Any]] = field(default_factory=list)
+    logged: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -139,12 +141,34 @@ def read_checkpoint(
 
 def read_weights(storage: Storage, name: str) -> dict[str, Tensor]:
     """A checkpoint's encoder weights, on the CPU."""
-    return _tensors(storage.read_bytes(f"{FOLDER}/{name}/model.safetensors"), name)
+    return _tensors(_weights_of(storage, name), name)
 
 
 def load_weights(storage: Storage, name: str, encoder: nn.Module) -> None:
     """Load a checkpoint's encoder weights in place."""
-    _load(encoder, storage.read_bytes(f"{FOLDER}/{name}/model.safetensors"), name)
+    _load(encoder, _weights_of(storage, name), name)
+
+
+def _weights_of(storage: Storage, name: str) -> bytes:
+    try:
+        return storage.read_bytes(f"{FOLDER}/{name}/model.safetensors")
+    except FileNotFoundError:
+        raise StorageError(
+            f"The checkpoint {name} is needed to go on, but its weights are gone from "
+            f"{storage.path(FOLDER)}"
+        ) from None
+
+
+def read_references(storage: Storage, name: str) -> set[str]:
+    """The other checkpoints that one refers to: its best, and those under evaluation."""
+    try:
+        state = json.loads(storage.read_text(f"{FOLDER}/{name}/state.json"))
+    except (FileNotFoundError, ValueError):  # incomplete: nobody goes on from there
+        return set()
+    best = state.get("best") or {}
+    open_points = [Position(epoch=p["next_epoch"], step=p["next_step"]) for p in state["points"]]
+    names = {best.get("name", ""), best.get("tied", ""), *(p.name for p in open_points)}
+    return names - {""}
 
 
 def checkpoint_names(storage: Storage) -> list[str]:
@@ -155,7 +179,7 @@ def checkpoint_names(storage: Storage) -> list[str]:
 def remove_checkpoints(storage: Storage, keep: set[str]) -> list[str]:
     """Delete all checkpoints but those in `keep`; returns the names of the deleted."""
     gone = []
-    for name in checkpoint_names(storage):
+    for name in reversed(checkpoint_names(storage)):  # what the newest refers to goes after it
         if name not in keep:
             _delete(storage, name)
             gone.append(name)

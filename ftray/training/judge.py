@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from ftray.callbacks.base import (
     Decision,
     GivenWeights,
@@ -20,7 +22,6 @@ from ftray.callbacks.base import (
     Say,
     Stop,
 )
-from ftray.errors import RunFailedError
 from ftray.runtime.base import Runtime
 from ftray.training.bridge import CallbackDispatcher
 from ftray.training.checkpoint import Position
@@ -33,7 +34,10 @@ from ftray.training.states import States
 from ftray.training.teller import Teller
 from ftray.training.weights import InitialWeights, copied, using
 
-__all__ = ["Arrived", "Court", "Judge"]
+__all__ = ["MAX_WAITING", "Arrived", "Court", "Judge"]
+
+MAX_WAITING = 4
+"""How many evaluations may wait, each with its weights, before training waits for them."""
 
 Weights = Interpolation | GivenWeights
 
@@ -70,6 +74,7 @@ class Judge:
         callbacks: who decides.
         states: what they see.
         position: where the loop stands.
+        initial: the weights before training.
         court: the loop.
     """
 
@@ -83,6 +88,7 @@ class Judge:
         callbacks: CallbackDispatcher,
         states: States,
         position: Position,
+        initial: InitialWeights,
         court: Court,
     ) -> None:
         self._job = job
@@ -95,7 +101,7 @@ class Judge:
         self._position = position
         self._court = court
         self._results: dict[int, Evaluated] = {}
-        self.initial = InitialWeights(job)
+        self.initial = initial
         self.queue = PointQueue()
         self.of_weights: dict[str, dict[str, float]] = {}
         """Metrics of derived weights, by their name."""
@@ -123,28 +129,50 @@ class Judge:
             known = {*point.fresh, *(spec.key(n) for n in spec.metrics if number in point.waiting)}
             if weights is None and known.issuperset(map(spec.key, spec.metrics)):
                 continue  # several callbacks asked for the same
-            if _is_behind(point, self._position) and not isinstance(weights, GivenWeights):
-                raise _gone(point, self._position)
             if spec.overlap and not wait:
-                with self._teller.timed("evaluation"):
-                    ticket = self.queue.expect(point, number)
-                    if self._runtime.rank == 0:
-                        snapshot = copied(self._learner.encoder)
-                        self._runtime.evaluator.submit(ticket, number, snapshot)
-                continue
-            with (
-                self._teller.timed("evaluation"),
-                using(self._learner.encoder, weights, self.initial),
-            ):
-                done = evaluate(
-                    spec,
-                    number,
-                    self._learner.encoder,
-                    self._runtime,
-                    layout=self._learner.layout,
-                    on_progress=self._teller.progress,
-                )
-            self._take(point, number, done.metrics, done, weights)
+                self._begin(point, number)
+            else:
+                self._run(point, number, weights)
+
+    def measure_rest(self, point: Point) -> None:
+        """Evaluate the weights of a stop in mid-epoch, as far as that was not done."""
+        for number in range(len(self._job.evaluations)):
+            if self.measured.get(number) != point.global_step:
+                self.evaluate(point, [number], wait=True)
+
+    def _begin(self, point: Point, number: int) -> None:
+        """Have an evaluation done elsewhere, from a copy of the weights."""
+        with self._teller.timed("evaluation"):
+            ticket = self.queue.expect(point, number)
+            if self._runtime.rank == 0:
+                weights = self._earlier(point) or copied(self._learner.encoder)
+                self._runtime.evaluator.submit(ticket, number, weights)
+
+    def _run(self, point: Point, number: int, weights: Weights | None) -> None:
+        """Do an evaluation here and now, on all ranks."""
+        encoder, earlier = self._learner.encoder, self._earlier(point)
+        with (
+            self._teller.timed("evaluation"),
+            using(encoder, weights, self.initial, earlier),
+        ):
+            done = evaluate(
+                self._job.evaluations[number],
+                number,
+                encoder,
+                self._runtime,
+                layout=self._learner.layout,
+                on_progress=self._teller.progress,
+            )
+        self._take(point, number, done.metrics, done, weights)
+
+    def _earlier(self, point: Point) -> dict[str, Tensor] | None:
+        """The weights of a point that training has left behind; None if they are present."""
+        if point.when == "final" or point.global_step == self._position.global_step:
+            return None
+        return self._weights_of(point)
+
+    def _weights_of(self, point: Point) -> dict[str, Tensor]:
+        return self._keeper.weights(point.checkpoint) if point.checkpoint else self.initial()
 
     def _take(
         self,
@@ -177,8 +205,13 @@ class Judge:
             event = evaluation_event(spec, done, scores, **place, overlapped=overlapped)
             self._teller.tell(event)
         result = evaluation_result(spec, number, metrics, scores, **place)
-        state = self._states.at(point)
-        self._court.obey(self._callbacks.decide("on_evaluation_end", state, result), point)
+        decisions = self._callbacks.decide("on_evaluation_end", self._states.at(point), result)
+        if point.when in ("step", "epoch") and not point.judged:
+            stops = [decision for decision in decisions if isinstance(decision, Stop)]
+            if stops and point.stop is None:
+                point.stop = stops[0].reason  # it counts when the point is judged, in its turn
+            decisions = [decision for decision in decisions if not isinstance(decision, Stop)]
+        self._court.obey(decisions, point)
 
     # ---------------------------------------------------------------- results that come later
 
@@ -208,9 +241,12 @@ class Judge:
             for number in point.waiting:
                 ticket = self.queue.expect(point, number)
                 if self._runtime.rank == 0:
-                    name = point.checkpoint
-                    weights = self._keeper.weights(name) if name else self.initial()
-                    self._runtime.evaluator.submit(ticket, number, weights)
+                    self._runtime.evaluator.submit(ticket, number, self._weights_of(point))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so many evaluations wait, each with its weights, that training should too."""
+        return self.queue.under_way >= MAX_WAITING
 
     # ---------------------------------------------------------------- judging
 
@@ -228,9 +264,10 @@ class Judge:
 
     def _judge(self, point: Point) -> None:
         late = self._keeper.owes(point.checkpoint)
+        point.judged = True
         decisions = self._callbacks.decide("on_metrics", self._states.at(point))
         best: MarkBest | None = None
-        stops: list[Stop] = []
+        stops = [] if point.stop is None else [Stop(point.stop)]
         others: list[Decision] = []
         for decision in decisions:
             if isinstance(decision, MarkBest):
@@ -241,39 +278,26 @@ class Judge:
                 others.append(Say(f"{decision.message} ({_words(point)})", decision.level))
             else:
                 others.append(decision)
-        self._court.obey(others, point)
         if best is not None:
             self._position.best = point.as_best(best.monitor, best.value)
         else:
             self._note_tie(point)
+        self._court.obey(others, point)
         if late:
             self.commit(point)
         if stops:
             self._court.stop_at(point, stops[0], saved=late)
 
     def _note_tie(self, point: Point) -> None:
-        """Of equal scores Ray's record names the newest as the best: that one is kept as well."""
+        """Of equal scores Ray's list of the best has the newest last: that one is kept as well."""
         best = self._position.best
-        if best is not None and point.metrics.get(best["monitor"]) == best["value"]:
+        if best is not None and point.measured.get(best["monitor"]) == best["value"]:
             best["tied"] = point.checkpoint
 
     def commit(self, point: Point) -> None:
         """All ranks: tell the cluster of the checkpoint of a point that was judged."""
         self._keeper.settled(point.checkpoint)
-        self._runtime.commit(f"checkpoints/{point.checkpoint}", dict(point.metrics))
-
-
-def _is_behind(point: Point, position: Position) -> bool:
-    """Whether the weights of a point are no longer those of the model."""
-    return point.when != "final" and point.global_step < position.global_step
-
-
-def _gone(point: Point, position: Position) -> RunFailedError:
-    return RunFailedError(
-        f"Evaluate was decided for step {point.global_step}, on a result that came when training "
-        f"was at step {position.global_step}, with other weights. On the results of an evaluation "
-        "with overlap nothing can be evaluated anew"
-    )
+        self._runtime.commit(f"checkpoints/{point.checkpoint}", point.measured)
 
 
 def _words(point: Point) -> str:

@@ -20,6 +20,7 @@ from ftray.training.checkpoint import (
     latest_checkpoint,
     load_weights,
     read_checkpoint,
+    read_references,
     read_weights,
     remove_checkpoints,
     write_checkpoint,
@@ -33,8 +34,8 @@ class Keeper:
     """Writes and reads the trained state of one run. Only rank 0 writes.
 
     Kept are the newest checkpoint, the one before (a cluster may not know of the new one yet), the
-    best, those whose evaluations are under way, what the cluster was told of last, and the ends of
-    the last epochs, as many as a TrainingCheckpoint asks for.
+    ends of the last epochs, as many as a TrainingCheckpoint asks for, and what any of these refers
+    to: its best, and those whose evaluations are under way. Also what the cluster was told of last.
 
     Args:
         storage: the run directory.
@@ -54,7 +55,6 @@ class Keeper:
         self._learner = learner
         self._tell = tell
         self._last_epochs = last_epochs
-        self._needed: set[str] = set()
         self._committed = ""
         self._owed: set[str] = set()
 
@@ -87,18 +87,26 @@ class Keeper:
                 metrics=dict(position.metrics),
             )
         )
-        needed = _needed(position)
-        # the checkpoint before is whole only with what it refers to
-        keep = {name, previous or name, self._committed} | needed | self._needed
-        self._needed = needed
-        self._remove_all_but(keep | self._last())
+        self._prune({name, previous or name}, position)
 
-    def stand(self, position: Position) -> None:
-        """Make an earlier checkpoint the newest one: what came after it was discarded."""
-        amend_checkpoint(self._storage, position)
+    def make_newest(self, position: Position) -> None:
+        """Write what is known by now of the checkpoint where the run stands; later ones go.
+
+        Either they were discarded, or there are none, and the last results are in.
+        """
         names = checkpoint_names(self._storage)
-        self._needed = _needed(position)
-        self._remove_all_but({name for name in names if name <= position.name} | self._needed)
+        if position.name in names:
+            amend_checkpoint(self._storage, position)
+            earlier = [name for name in names if name < position.name]
+            self._remove_all_but({*earlier, position.name})
+            self._prune({position.name, *earlier[-1:]}, position)
+
+    def _prune(self, newest: set[str], position: Position) -> None:
+        targets = newest | self._last(position)
+        keep = targets | {self._committed}
+        for name in targets:
+            keep |= read_references(self._storage, name)
+        self._remove_all_but(keep)
 
     def owe(self, name: str) -> None:
         """Every rank: the cluster will be told of a checkpoint when its point is judged."""
@@ -113,12 +121,23 @@ class Keeper:
         self._owed.discard(name)
         self._committed = name
 
-    def _last(self) -> set[str]:
-        """The ends of the last epochs that are to be kept."""
+    def _last(self, position: Position) -> set[str]:
+        """The ends of the last epochs that are to be kept.
+
+        Counted from the oldest step that is not judged yet: later ones may be discarded.
+        """
         ends = [name for name in checkpoint_names(self._storage) if "-step-" not in name]
         if self._last_epochs is None:
             return set(ends)
-        return set(ends[len(ends) - self._last_epochs :]) if self._last_epochs else set()
+        if self._last_epochs == 0:
+            return set()
+        unjudged = [
+            Position(epoch=point["next_epoch"], step=point["next_step"]).name
+            for point in position.points
+        ]
+        first = min(unjudged, default=position.name)
+        judged = [name for name in ends if name <= first]
+        return {*judged[-self._last_epochs :], *(name for name in ends if name > first)}
 
     def _remove_all_but(self, keep: set[str]) -> None:
         for gone in remove_checkpoints(self._storage, keep):
@@ -135,10 +154,3 @@ class Keeper:
     def write_artifact(self, facts: dict[str, Any]) -> None:
         """Write the artifact with the encoder's present weights."""
         write_artifact(self._storage, self._learner.encoder, {**facts, "ftray": __version__})
-
-
-def _needed(position: Position) -> set[str]:
-    """The checkpoints that a position refers to."""
-    best = {position.best["name"], position.best.get("tied", "")} if position.best else set()
-    names = {Position(epoch=p["next_epoch"], step=p["next_step"]).name for p in position.points}
-    return best | names

@@ -50,15 +50,16 @@ class Learner:
         job: what to train.
         collectives: the other ranks.
         total_steps: of the whole run, for the schedule.
+        model: where the model is loaded from.
     """
 
-    def __init__(self, job: Job, collectives: Collectives, total_steps: int) -> None:
+    def __init__(self, job: Job, collectives: Collectives, total_steps: int, model: str) -> None:
         config, device = job.config, collectives.device
         self._collectives = collectives
         self._max_grad_norm = config.max_grad_norm
         self._micro_batch_size = config.micro_batch_size
         self.layout: Layout = "padded" if config.packing == "padded" else "bucketed"
-        self.encoder = load_encoder(job.model, device=device, max_length=config.max_length)
+        self.encoder = load_encoder(model, device=device, max_length=config.max_length)
         self.loss = build_loss(
             config.loss,
             config.loss_options,

@@ -43,12 +43,12 @@ from ftray.callbacks.base import (
 from ftray.errors import RunFailedError
 from ftray.evaluation.encode import check_towers
 from ftray.events import FitEnded
-from ftray.models.licence import read_licence
 from ftray.record.storage import Storage
 from ftray.runtime.base import Runtime
 from ftray.runtime.process_group import LostWorkersError
 from ftray.training.bridge import CallbackDispatcher
 from ftray.training.checkpoint import Position
+from ftray.training.facts import artifact_facts
 from ftray.training.job import Job
 from ftray.training.judge import Arrived, Judge
 from ftray.training.keeper import Keeper
@@ -57,7 +57,7 @@ from ftray.training.opening import tell_opening
 from ftray.training.points import Point, When
 from ftray.training.states import States
 from ftray.training.teller import Teller
-from ftray.training.weights import copied, made
+from ftray.training.weights import InitialWeights, copied, made
 
 __all__ = ["Loop", "OutsideStop"]
 
@@ -74,16 +74,18 @@ class Loop:
     Args:
         job: what to do.
         runtime: where.
+        model: where the model is loaded from; None means where the job says.
     """
 
-    def __init__(self, job: Job, runtime: Runtime) -> None:
+    def __init__(self, job: Job, runtime: Runtime, model: str | None = None) -> None:
         self.job = job
         self.config = job.config
         self.runtime = runtime
         self.plan = job.plan()
         self.val_plan = job.val_plan()
         self.position = Position()
-        self.learner = Learner(job, runtime, self.config.epochs * self.plan.steps_per_epoch)
+        steps = self.config.epochs * self.plan.steps_per_epoch
+        self.learner = Learner(job, runtime, steps, model or job.model)
         for spec in job.evaluations:
             check_towers(spec, self.learner.encoder)
         self.states = States(job, self.learner, self.position)
@@ -101,11 +103,13 @@ class Loop:
             self.callbacks,
             self.states,
             self.position,
+            InitialWeights(job, job.model),
             self,
         )
         self.stop: Stop | None = None
-        self.stands = False
-        """Whether the checkpoint of a stop at an earlier step is already there."""
+        self.save_wanted = False
+        self.stop_is_saved = False
+        """Whether the checkpoint of the step where training ended is there."""
         self.artifact_weights = ""
 
     # ---------------------------------------------------------------- the whole run
@@ -123,16 +127,17 @@ class Loop:
             while self.position.epoch < self.config.epochs and self.stop is None:
                 self._epoch()
             ended = self._finish()
-            self.callbacks.end(self.states.now(), ended.status)
         except LostWorkersError:
             self.callbacks.end(self.states.now(), "LOST")  # the next attempt goes on
             raise
         except Exception as error:
-            self._announce(error)
+            self.callbacks.announce(self.states.now(), error)
+            self.callbacks.end(self.states.now(), "FAILED")
             raise
         finally:
             if self.runtime.rank == 0 and self.states.overlapped:
                 self.runtime.evaluator.close()
+        self.callbacks.end(self.states.now(), ended.status)
         return ended
 
     def _begin(self) -> None:
@@ -142,7 +147,7 @@ class Loop:
             if self.runtime.rank == 0:
                 self.callbacks.load_state_dict(self.position.callbacks)
             if self.position.stopped is not None:
-                self.stop, self.stands = Stop(self.position.stopped), True
+                self.stop, self.stop_is_saved = Stop(self.position.stopped), True
             self.teller.say(
                 f"Continuing from checkpoint {newest} (step {self.position.global_step})"
             )
@@ -150,14 +155,15 @@ class Loop:
         if self.runtime.rank == 0 and self.position.global_step == 0:
             tell_opening(self.job, self.learner.encoder, self.teller.say)
         self.judge.go_on()
-        self._obey(self.callbacks.decide("on_fit_begin", self.states.now()), when="before")
+        decisions = self.callbacks.decide("on_fit_begin", self.states.now())
+        self._carry_out(decisions, "step" if self.position.global_step else "before")
 
     def _finish(self) -> FitEnded:
         self._drain()
         position = self.position
         outside = isinstance(self.stop, OutsideStop)
         if position.step and not outside and position.best is None:
-            self._measure_here()  # the artifact's own metrics
+            self.judge.measure_rest(self.states.point("step"))  # the artifact's own metrics
         best = position.best
         if best is not None:
             self.keeper.load_weights(best["name"])
@@ -165,15 +171,14 @@ class Loop:
         hook = "on_keyboard_interrupt" if outside else "on_fit_end"
         self.obey(self.callbacks.decide(hook, self.states.now()), point)
         if self.runtime.rank == 0:
-            facts = {
-                "base_model": self.config.model,
-                "license": read_licence(self.job.model)[0],
-                "run": self.job.run_uri,
-                "metrics": self._artifact_metrics(outside),
-                "global_step": point.global_step,
-                "weights": self.artifact_weights,
-                "best": best,
-            }
+            facts = artifact_facts(
+                self.job,
+                position,
+                global_step=point.global_step,
+                weights=self.artifact_weights,
+                derived=self.judge.of_weights,
+                cut_off=outside,
+            )
             self.teller.say("Building the artifact ...")
             with self.teller.timed("checkpoint"):
                 self.keeper.write_artifact(facts)
@@ -188,29 +193,14 @@ class Loop:
             seconds=dict(self.teller.seconds),
         )
 
-    def _artifact_metrics(self, outside: bool) -> dict[str, float]:
-        """The metrics of the artifact's weights: none when training was cut off in mid-epoch."""
-        if self.artifact_weights:
-            return self.judge.of_weights.get(self.artifact_weights, {})
-        if self.position.best is not None:
-            return dict(self.position.best["metrics"])
-        return {} if outside and self.position.step else self.position.metrics
-
-    def _measure_here(self) -> None:
-        """Evaluate the weights of a stop in mid-epoch, as far as that was not done."""
-        point = self.states.point("step")
-        measured = self.judge.measured
-        for number in range(len(self.job.evaluations)):
-            if measured.get(number) != point.global_step:
-                self.judge.evaluate(point, [number], wait=True)
-
     # ---------------------------------------------------------------- one epoch
 
     def _epoch(self) -> None:
         position = self.position
-        self.states.logged = set()
+        if position.step == 0:
+            position.logged = []
         self.callbacks.call("on_epoch_begin", self.states.now())
-        self._obey(self.callbacks.decide("on_train_epoch_begin", self.states.now()))
+        self._carry_out(self.callbacks.decide("on_train_epoch_begin", self.states.now()))
         for step in range(position.step, self.plan.steps_per_epoch):
             if self.stop is not None:
                 break
@@ -222,6 +212,8 @@ class Loop:
         decisions = self.callbacks.decide("on_train_epoch_end", self.states.now())
         if self.job.val is not None:
             decisions += self._validate()
+        if not self._make_room():
+            return
         point = self.states.point("epoch")
         self.obey(decisions, point)
         self.judge.close(point)
@@ -254,7 +246,7 @@ class Loop:
             self.judge.receive(wait_s)
             if reason := self.runtime.stop_requested():
                 self.callbacks.add(OutsideStop(reason))
-        self._obey(self.callbacks.share())
+        self._carry_out(self.callbacks.share())
 
     def _drain(self) -> None:
         """Wait for the evaluations that are under way, unless the run is to stop at once."""
@@ -263,20 +255,25 @@ class Loop:
         with self.teller.timed("waiting"):
             while len(self.judge.queue) and not isinstance(self.stop, OutsideStop):
                 self._listen(DRAIN_WAIT_S)
-
-    def _announce(self, error: Exception) -> None:
-        """Tell the callbacks of an exception; one that fails at that does not hide it."""
+        if self.stop_is_saved or isinstance(self.stop, OutsideStop):
+            return
+        self.position.points = []
         if self.runtime.rank == 0:
-            try:
-                self.callbacks.call("on_exception", self.states.now(), error)
-            except Exception as second:
-                self.teller.say(f"on_exception failed as well: {second}", "ERROR")
-            self.callbacks.end(self.states.now(), "FAILED")
+            self.position.callbacks = self.callbacks.state_dict()
+            self.keeper.make_newest(self.position)
+
+    def _make_room(self) -> bool:
+        """Wait while too many evaluations are under way; whether the run still stands here."""
+        here = self.position.global_step
+        while self.judge.is_full and self.stop is None:
+            with self.teller.timed("evaluation"):
+                self._listen(DRAIN_WAIT_S)
+        return self.position.global_step == here
 
     def _validate(self) -> list[Decision]:
         plan, data = self.val_plan, self.job.val
         assert plan is not None and data is not None
-        self._obey(self.callbacks.decide("on_val_begin", self.states.now()))
+        self._carry_out(self.callbacks.decide("on_val_begin", self.states.now()))
         losses: list[tuple[float, int]] = []
         with self.teller.timed("validation"):
             for step in range(plan.steps_per_epoch):
@@ -291,20 +288,37 @@ class Loop:
 
     # ---------------------------------------------------------------- decisions
 
-    def _obey(self, decisions: list[Decision], when: When = "step") -> None:
-        """Carry out what was decided at no point; an evaluation makes this step one."""
+    def _carry_out(self, decisions: list[Decision], when: When = "step") -> None:
+        """Carry out what was decided at no point; an evaluation makes this step one.
+
+        Results come first: if one of them takes the run back, the rest was decided for a step that
+        is discarded.
+        """
+        here = self.position.global_step
+        for news in decisions:
+            if isinstance(news, Arrived):
+                self.judge.arrived(news)
+        if self.position.global_step < here:
+            return
+        decisions = [decision for decision in decisions if not isinstance(decision, Arrived)]
         point = None
         if any(isinstance(decision, Evaluate) for decision in decisions):
+            if not self._make_room():
+                return
             point = self.states.point(when)
         self.obey(decisions, point)
-        if point is None:
-            return
-        self.judge.close(point)
+        if point is not None:
+            self.judge.close(point)
+            self.save_wanted |= when == "step" and self._is_to_be_kept(point)
+        if self.save_wanted:
+            self._checkpoint(point)
+            self.stop_is_saved = self.stop is not None
+
+    def _is_to_be_kept(self, point: Point) -> bool:
+        """Whether a point in mid-epoch needs a checkpoint."""
         best = self.position.best
         is_best = best is not None and best["name"] == point.checkpoint
-        if when == "step" and (point in self.judge.queue or is_best or self.stop is not None):
-            self._checkpoint(point)
-            self.stands = self.stop is not None
+        return point in self.judge.queue or is_best or self.stop is not None
 
     def obey(self, decisions: list[Decision], point: Point | None) -> None:
         """Carry out what rank 0's callbacks decided; every rank does the same."""
@@ -316,15 +330,13 @@ class Loop:
                 every = range(len(self.job.evaluations))
                 numbers = every if decision.number is None else (decision.number,)
                 self.judge.evaluate(point, numbers, decision.weights)
-            elif isinstance(decision, Arrived):
-                self.judge.arrived(decision)
             elif isinstance(decision, LogMetrics):
                 values = {name: float(value) for name, value in decision.metrics.items()}
                 self.states.log(values, point)
             elif isinstance(decision, Say):
                 self.teller.say(decision.message, decision.level)
             elif isinstance(decision, Save):
-                self._checkpoint()
+                self.save_wanted = True  # once all that was decided at this step is carried out
             elif isinstance(decision, ReplaceWeights) and point and point.when == "final":
                 present = copied(self.learner.encoder)
                 tensors = made(decision.weights, self.judge.initial, present)
@@ -358,12 +370,13 @@ class Loop:
             position.move_to(kept)
             self.teller.discarded(stop.reason)
         self.judge.queue.clear()
+        self.states.latest.clear()
         position.best, position.stopped, position.points = best, stop.reason, []
         position.metrics.update(point.metrics)
-        self.stands = True
+        self.stop_is_saved = True
         if self.runtime.rank == 0:
             position.callbacks = self.callbacks.state_dict()
-            self.keeper.stand(position)
+            self.keeper.make_newest(position)
         self.runtime.barrier()
 
     # ---------------------------------------------------------------- checkpoints
@@ -371,7 +384,8 @@ class Loop:
     def _checkpoint(self, point: Point | None = None) -> None:
         """Rank 0 writes; then all ranks tell the cluster. Every rank holds the same position."""
         position = self.position
-        if self.stands:
+        self.save_wanted = False
+        if self.stop_is_saved:
             return
         if self.stop is not None and not isinstance(self.stop, OutsideStop):
             position.stopped = self.stop.reason
@@ -381,7 +395,7 @@ class Loop:
                 position.callbacks = self.callbacks.state_dict()
                 self.keeper.save(position)
             self.runtime.barrier()
-            if point is None:
+            if point is None or point.when == "before":
                 self.runtime.commit(f"checkpoints/{position.name}", {})
             elif point in self.judge.queue:
                 self.keeper.owe(point.checkpoint)

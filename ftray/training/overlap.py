@@ -13,10 +13,7 @@ from ftray.runtime.local import LocalRuntime
 from ftray.training.evaluate import Evaluated, evaluate
 from ftray.training.job import Job
 
-__all__ = ["MAX_WAITING", "SnapshotEvaluator", "ThreadEvaluator"]
-
-MAX_WAITING = 4
-"""How many evaluations may wait, each with its weights, before training waits for them."""
+__all__ = ["SnapshotEvaluator", "ThreadEvaluator"]
 
 
 class SnapshotEvaluator:
@@ -68,9 +65,6 @@ class ThreadEvaluator:
         """See `Evaluator.submit`."""
         if self._evaluator is None:  # here: loading draws from the random state that steps use
             self._evaluator = SnapshotEvaluator(self._job, self._device)
-        unfinished = [future for future in self._waiting if not future.done()]
-        if len(unfinished) >= MAX_WAITING:
-            wait(unfinished, return_when=FIRST_COMPLETED)
         self._waiting[self._thread.submit(self._evaluator, number, weights)] = ticket
 
     def finished(self, wait_s: float = 0.0) -> list[tuple[int, Evaluated]]:

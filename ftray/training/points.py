@@ -33,6 +33,8 @@ class Point:
         metrics: those known here; results are added as they come.
         fresh: which of them were measured at this step.
         waiting: numbers of the evaluations whose results are still to come.
+        stop: why training should have ended here, as a callback said on a result; or None.
+        judged: whether `on_metrics` was called.
     """
 
     when: When
@@ -46,6 +48,8 @@ class Point:
     metrics: dict[str, float]
     fresh: list[str] = field(default_factory=list)
     waiting: list[int] = field(default_factory=list)
+    stop: str | None = None
+    judged: bool = False
 
     @property
     def checkpoint(self) -> str:
@@ -59,6 +63,11 @@ class Point:
         self.metrics.update(metrics)
         self.fresh += [name for name in metrics if name not in self.fresh]
 
+    @property
+    def measured(self) -> dict[str, float]:
+        """The metrics of this very step."""
+        return {name: self.metrics[name] for name in self.fresh}
+
     def as_best(self, monitor: str, value: float) -> dict[str, Any]:
         """What a position keeps of the best point so far."""
         return {
@@ -68,7 +77,7 @@ class Point:
             "epoch": self.next_epoch,
             "step": self.next_step,
             "global_step": self.global_step,
-            "metrics": dict(self.metrics),
+            "metrics": self.measured,
         }
 
 
@@ -110,6 +119,11 @@ class PointQueue:
         if self._points and not self._points[0].waiting:
             return self._points.popleft()
         return None
+
+    @property
+    def under_way(self) -> int:
+        """How many results are still to come."""
+        return len(self._tickets)
 
     def clear(self) -> None:
         """Discard all points, and the results that are still to come."""

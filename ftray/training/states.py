@@ -25,8 +25,7 @@ class States:
 
     Attributes:
         loss: of the last batch, training or validation.
-        logged: names of the metrics that were measured or logged since the epoch began.
-        latest: the newest metrics of overlapped evaluations, of whichever step.
+        latest: the newest metrics that came later than their step, of whichever step.
         overlapped: names of the metrics that come later than their step.
     """
 
@@ -36,7 +35,6 @@ class States:
         self._position = position
         self._steps_per_epoch = job.plan().steps_per_epoch
         self.loss = math.nan
-        self.logged: set[str] = set()
         self.latest: dict[str, float] = {}
         self.overlapped = {
             spec.key(name) for spec in job.evaluations if spec.overlap for name in spec.metrics
@@ -44,11 +42,13 @@ class States:
 
     def log(self, metrics: dict[str, float], point: Point | None = None) -> None:
         """Take metrics of now; of a point, they are measured there."""
-        self._position.metrics.update(metrics)
+        position = self._position
+        late = point is not None and point.global_step < position.global_step
+        (self.latest if late else position.metrics).update(metrics)
         if point is not None:
             point.add(metrics)
-        if point is None or point.when == "epoch":
-            self.logged.update(metrics)
+        if not late and (point is None or point.when == "epoch"):
+            position.logged = sorted({*position.logged, *metrics})
 
     def point(self, when: When, global_step: int | None = None) -> Point:
         """This step, as a point whose metrics are judged."""
@@ -65,7 +65,7 @@ class States:
             loss=self.loss,
             learning_rates=self._learner.learning_rates(),
             metrics={name: value for name, value in known if name not in self.overlapped},
-            fresh=sorted(self.logged) if over else [],
+            fresh=list(position.logged) if over else [],
         )
 
     def at(self, point: Point) -> State:
@@ -90,6 +90,6 @@ class States:
         """The present state; of a step that is not this one, if one is named."""
         point = self.point("step")
         point.state_step = self._position.step if step is None else step
-        point.metrics = {**self.latest, **self._position.metrics}
-        point.fresh = sorted(self.logged)
+        point.metrics = {**self._position.metrics, **self.latest}
+        point.fresh = list(self._position.logged)
         return self.at(point)

@@ -57,11 +57,13 @@ class InitialWeights:
     """The weights before training, read again when they are first needed.
 
     Args:
-        job: names the model.
+        job: says how it is loaded.
+        model: where the model is.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, model: str) -> None:
         self._job = job
+        self._model = model
         self._weights: dict[str, Tensor] | None = None
 
     def __call__(self) -> dict[str, Tensor]:
@@ -69,7 +71,7 @@ class InitialWeights:
         if self._weights is None:
             device = torch.device("cpu")
             length = self._job.config.max_length
-            encoder = load_encoder(self._job.model, device=device, max_length=length)
+            encoder = load_encoder(self._model, device=device, max_length=length)
             self._weights = copied(encoder)
         return self._weights
 
@@ -91,14 +93,25 @@ def made(
 
 @contextmanager
 def using(
-    encoder: nn.Module, weights: Interpolation | GivenWeights | None, initial: InitialWeights
+    encoder: nn.Module,
+    weights: Interpolation | GivenWeights | None,
+    initial: InitialWeights,
+    tuned: Mapping[str, Tensor] | None = None,
 ) -> Iterator[None]:
-    """Put other weights into the encoder, and the present ones back afterwards."""
-    if weights is None:
+    """Put other weights into the encoder, and the present ones back afterwards.
+
+    Args:
+        encoder: whose weights.
+        weights: what a callback asked for; None leaves them as they were trained.
+        initial: the weights before training.
+        tuned: the trained weights, of an earlier step; None means the present ones.
+    """
+    if weights is None and tuned is None:
         yield
         return
     present = copied(encoder)
-    encoder.load_state_dict(made(weights, initial, present))
+    trained = present if tuned is None else tuned
+    encoder.load_state_dict(dict(trained if weights is None else made(weights, initial, trained)))
     try:
         yield
     finally:
