@@ -602,3 +602,29 @@ def test_a_logged_value_that_is_no_number_names_the_callback(tmp_path, tiny_mode
 
     with pytest.raises(RunFailedError, match=r"Wrong\.on_epoch_end logged x = None: a number"):
         told(tmp_path, tiny_model, labelled_rows, [Wrong()])
+
+
+class EvaluatesAtTheEnd(Callback):
+    """Asks when an epoch's metrics are judged already."""
+
+    def on_epoch_end(self, state):
+        return Evaluate(1)
+
+
+def test_a_result_that_nobody_judges_is_waited_for_all_the_same(
+    tmp_path, tiny_model, labelled_rows, lag
+):
+    class OnlyBefore(EvaluationCallback):
+        def on_train_epoch_end(self, state):
+            return None
+
+    lag(9)
+    rows = labelled_rows
+    callbacks = [
+        EvaluationCallback(rows[:40], rows[40:], caption="a"),
+        OnlyBefore(rows[:40], rows[40:], caption="b", overlap=True),
+        EvaluatesAtTheEnd(),
+    ]
+    run = told(tmp_path, tiny_model, rows, callbacks, epochs=2)
+    found = [e for e in run._record.events() if isinstance(e, EvaluationEnded) and e.name == "b"]
+    assert [(e.when, e.global_step) for e in found] == [("before", 0), ("epoch", 3), ("epoch", 6)]

@@ -217,7 +217,7 @@ class Judge:
 
     def receive(self, wait_s: float = 0.0) -> None:
         """Rank 0: hear which overlapped evaluations are done; shared with the next decisions."""
-        if not len(self.queue):
+        if not self.queue.under_way:
             return
         for ticket, done in self._runtime.evaluator.finished(wait_s):
             self._results[ticket] = done

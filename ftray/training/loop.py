@@ -250,10 +250,10 @@ class Loop:
 
     def _drain(self) -> None:
         """Wait for the evaluations that are under way, unless the run is to stop at once."""
-        if not len(self.judge.queue):
+        if not self.judge.queue.under_way:
             return
         with self.teller.timed("waiting"):
-            while len(self.judge.queue) and not isinstance(self.stop, OutsideStop):
+            while self.judge.queue.under_way and not isinstance(self.stop, OutsideStop):
                 self._listen(DRAIN_WAIT_S)
         if self.stop_is_saved or isinstance(self.stop, OutsideStop):
             return
