@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -16,7 +17,7 @@ MetricsStep = Literal["epoch", "batch"]
 EXAMPLE_COLUMNS = ("when", "query", "rank", "match", "score", "relevant")
 
 
-class Tracker(Logger):
+class Tracker(Logger, ABC):
     """Base of loggers that pass the numbers of a run on to a tracker of experiments.
 
     The names are Finetuner's: `train/loss`, `val/loss`, `lr/<parameter group>`, `metrics/<key>`,
@@ -52,25 +53,25 @@ class Tracker(Logger):
 
     # ---------------------------------------------------------------- what each tracker does
 
+    @abstractmethod
     def start(self, state: State) -> Any:
         """Open what is written to; what it returns are the decisions of `on_fit_begin`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log(self, values: Mapping[str, float], *, global_step: int, epoch: int) -> None:
         """Tell values of one step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log_interpolation(self, values: Mapping[str, float], *, alpha: float) -> None:
         """Tell the metrics of interpolated weights."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log_examples(self, name: str, rows: Sequence[Sequence[Any]], *, global_step: int) -> None:
         """Tell the examples before and after training, by `EXAMPLE_COLUMNS`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, status: str) -> None:
         """Close what was opened."""
-        raise NotImplementedError
 
     # ---------------------------------------------------------------- hooks
 
