@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from ftray.events import Event
-    from ftray.models.text import TextEncoder
+    from ftray.models.base import Encoder
 
 __all__ = [
     "delete_experiment",
@@ -166,9 +166,7 @@ def delete_experiment(
     return get_experiment(name, storage_path).delete(confirm=confirm)
 
 
-def get_model(
-    name: str | Path, *, device: str = "auto", max_length: int | None = None
-) -> TextEncoder:
+def get_model(name: str | Path, *, device: str = "auto", max_length: int | None = None) -> Encoder:
     """A model to encode with.
 
     Args:
@@ -186,7 +184,7 @@ def get_model(
 
 
 def encode(
-    model: TextEncoder | str | Path,
+    model: Encoder | str | Path,
     data: Any,
     *,
     role: str = "",
@@ -238,7 +236,7 @@ def read_texts(data: Any, *, columns: Mapping[str, str] | None = None) -> list[s
 
 
 def evaluate(
-    model: TextEncoder | str | Path,
+    model: Encoder | str | Path,
     query_data: Any,
     index_data: Any = None,
     *,
@@ -293,7 +291,7 @@ def evaluate(
 
 def list_models() -> list[str]:
     """Names that `model=` knows; any Hugging Face id or folder works as well."""
-    from ftray.models.registry import MODELS
+    from ftray.models.catalogue import MODELS
 
     return sorted(MODELS)
 

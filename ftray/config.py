@@ -85,6 +85,15 @@ class FitConfig(_Options):
     val_split: float = Field(
         0.0, ge=0, lt=1, description="Share of train_data held out for the validation loss."
     )
+    model_options: dict[str, Any] = Field(
+        default_factory=dict, description="Options of the model; `ftray models NAME` lists them."
+    )
+    preprocess_fn: Any = Field(
+        None, description="With a torch.nn.Module: makes of one value what is collated."
+    )
+    collate_fn: Any = Field(
+        None, description="With a torch.nn.Module: makes a batch of a list of them."
+    )
     columns: dict[str, str] | None = Field(
         None, description="Our column names to those of the data, as {item: text, label: intent}."
     )
@@ -113,6 +122,16 @@ class FitConfig(_Options):
     )
     max_length: int | None = Field(
         None, ge=8, description="Longest text in tokens; None = as the model says."
+    )
+
+    augmentation: Literal["auto", "none"] | dict[str, Any] = Field(
+        "auto",
+        description="What training does to images and point clouds: as suits the model, nothing, "
+        "or operations with their strengths, as {flip: 0.5, shift: 0.1}.",
+    )
+    data_workers: int | Literal["auto"] = Field(
+        "auto",
+        description="Processes that decode ahead, for each worker; auto = 2, and 0 for texts.",
     )
 
     optimizer: str = Field("AdamW", description="Name of a class of torch.optim.")
@@ -184,6 +203,8 @@ class FitConfig(_Options):
 
     @field_validator(
         "csv_options",
+        "model_options",
+        "augmentation",
         "loss_options",
         "miner_options",
         "optimizer_options",
@@ -203,6 +224,13 @@ class FitConfig(_Options):
     def _worker_count(cls, value: Any) -> Any:
         if value != "auto" and not str(value).isdecimal():
             raise ValueError("0 (this process), a positive number of workers, or 'auto'")
+        return value
+
+    @field_validator("data_workers", mode="before")
+    @classmethod
+    def _process_count(cls, value: Any) -> Any:
+        if value != "auto" and not str(value).isdecimal():
+            raise ValueError("0 (none), a number of processes, or 'auto'")
         return value
 
     @field_validator("experiment_name", "run_name")

@@ -130,7 +130,7 @@ def seen(
 def seen_in(given: dict[str, Any]) -> Seen:
     """Fit, and look at all that an option could be about."""
     largest = 0
-    forward = TextEncoder._encode
+    forward = TextEncoder.encode
 
     def watched(self: TextEncoder, features: dict[str, Any]) -> Any:
         nonlocal largest
@@ -138,7 +138,7 @@ def seen_in(given: dict[str, Any]) -> Seen:
         return forward(self, features)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TextEncoder, "_encode", watched)
+        patch.setattr(TextEncoder, "encode", watched)
         run = ftray.fit(listeners=[], **given)
     events = run._record.events()
     steps = [event for event in events if isinstance(event, StepEnded)]

@@ -12,7 +12,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from ftray.models.registry import MODELS, locate_model
+from ftray.models.catalogue import MODELS
+from ftray.models.registry import locate_model
 from ftray.record.environment import PACKAGES, version_of
 
 __all__ = ["run"]

@@ -12,7 +12,7 @@ __all__ = ["run"]
 
 def run(as_json: bool) -> None:
     """List short names."""
-    from ftray.models.registry import MODELS
+    from ftray.models.catalogue import MODELS
 
     rows = [{"name": name, "hub_id": m.hub_id, "licence": m.licence} for name, m in MODELS.items()]
     if as_json:

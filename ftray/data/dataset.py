@@ -22,6 +22,7 @@ from scipy.sparse.csgraph import connected_components
 from ftray.data.cleaning import coded
 from ftray.data.readers import Records
 from ftray.errors import DataError
+from ftray.media import NO_BLOBS, Blobs, Content, Modality, contents, modalities_of
 from ftray.words import counted
 
 __all__ = ["StepRows", "TrainSet", "train_set"]
@@ -36,8 +37,8 @@ class StepRows:
 
     Attributes:
         rows: row numbers of the data set, `(B,)`.
-        texts: the step's distinct (role, text) items in order of first use, `U` of them. The role
-            is "query", "document" or "" and selects the encoder's prompt.
+        texts: the step's distinct (role, content) items in order of first use, `U` of them: texts,
+            or other things. The role is "query", "document" or "" and selects the encoder's prompt.
         columns: position in `texts` of each row's cells, `(B, C)`.
         text_ids: text number of each row's cells, `(B, C)`: equal numbers are equal texts.
         label_items: position in `texts` of each labelled item, `(M,)`.
@@ -46,7 +47,7 @@ class StepRows:
     """
 
     rows: Numbers
-    texts: list[tuple[str, str]]
+    texts: list[tuple[str, Content]]
     columns: Numbers
     text_ids: Numbers
     label_items: Numbers
@@ -58,6 +59,8 @@ class StepRows:
 class TrainSet:
     """Distinct texts `(T,)`, rows of text numbers `(N, C)`, and the group of each row `(N,)`.
 
+    Things that are no texts stand among these as references (see `ftray.media`), and `blobs` has
+    the contents of those that lie in no file.
     `C` is 1 for labelled data and 2 for pairs; scored pairs have `scores` `(N,)`, others None.
     `n_groups` is the number of classes, or of connected groups of pairs, in the whole data: the
     parts of a split number their groups alike, though they may not hold all of them.
@@ -72,9 +75,21 @@ class TrainSet:
     source: str
     fingerprint: str
     scores: Floats | None = None
+    blobs: Blobs = NO_BLOBS
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def modalities(self) -> tuple[frozenset[Modality], ...]:
+        """What each column holds."""
+        columns = (np.unique(self.rows[:, column]) for column in range(self.rows.shape[1]))
+        return tuple(modalities_of(self.texts.take(pa.array(numbers))) for numbers in columns)
+
+    @property
+    def texts_alone(self) -> bool:
+        """Whether there is nothing but texts."""
+        return modalities_of(self.texts) <= {"text"}
 
     def step_rows(self, rows: Numbers, *, roles_differ: bool) -> StepRows:
         """The items of one step.
@@ -98,8 +113,10 @@ class TrainSet:
         names = ("query", "document") if by_role else ("", "")
         picked = self.texts.take(pa.array(distinct[order] // 2)).to_pylist()
         items = [
-            (names[role], text)
-            for role, text in zip((distinct[order] % 2).tolist(), picked, strict=True)
+            (names[role], content)
+            for role, content in zip(
+                (distinct[order] % 2).tolist(), contents(picked, self.blobs), strict=True
+            )
         ]
         if self.kind == "labelled":
             label_items, labels = columns[:, 0], self.groups[rows]
@@ -129,6 +146,7 @@ class TrainSet:
             source=source,
             fingerprint=hashlib.sha256(self.fingerprint.encode() + rows.tobytes()).hexdigest()[:16],
             scores=None if self.scores is None else self.scores[rows],
+            blobs=self.blobs,
         )
 
     def split(self, share: float, seed: int) -> tuple[TrainSet, TrainSet]:
@@ -204,6 +222,7 @@ def _labelled(records: Records) -> TrainSet:
         notes=records.notes,
         source=records.source,
         fingerprint=records.fingerprint,
+        blobs=records.blobs,
     )
 
 
@@ -221,6 +240,7 @@ def _pairs(records: Records) -> TrainSet:
         notes=(*records.notes, *note),
         source=records.source,
         fingerprint=records.fingerprint,
+        blobs=records.blobs,
     )
 
 
@@ -241,6 +261,7 @@ def _scored(records: Records) -> TrainSet:
         notes=(*records.notes, *note),
         source=records.source,
         fingerprint=records.fingerprint,
+        blobs=records.blobs,
         scores=scores[kept],
     )
 

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from ftray.data.columns import Layout
 from ftray.errors import DataError, nearest
+from ftray.media import NO_BLOBS, Blobs
 
 __all__ = [
     "Choose",
@@ -52,6 +53,7 @@ class Loaded:
         positions: the line, row or index of each row; None = they count on from the first.
         unit: what `positions` counts.
         notes: what was detected while reading.
+        blobs: contents of things that are no texts, and lie in no file.
     """
 
     layout: Layout
@@ -59,6 +61,7 @@ class Loaded:
     unit: Unit
     positions: pa.ChunkedArray | None = None
     notes: tuple[str, ...] = ()
+    blobs: Blobs = NO_BLOBS
 
 
 class TableBuilder:

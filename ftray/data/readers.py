@@ -43,6 +43,7 @@ from ftray.data.loading import (
     load_table,
 )
 from ftray.errors import DataError, nearest
+from ftray.media import NO_BLOBS, Blobs
 from ftray.words import counted
 
 __all__ = ["CsvOptions", "Records", "read_records"]
@@ -72,6 +73,7 @@ class Records:
             format have the same.
         unit: what `positions` counts: lines, rows and records from 1, the index of a list from 0.
         positions: where each row stands in the source; None = they count on from the first.
+        blobs: contents of things that are no texts and lie in no file; see `ftray.media`.
     """
 
     kind: Kind
@@ -81,6 +83,7 @@ class Records:
     fingerprint: str
     unit: Unit = "row"
     positions: pa.ChunkedArray | None = None
+    blobs: Blobs = NO_BLOBS
 
     def place(self, row: int) -> str:
         """Where row `row` of the table came from, as `train.csv, line 17`."""
@@ -277,6 +280,7 @@ def _records(loaded: Loaded, options: CsvOptions, source: str) -> Records:
         fingerprint=fingerprint(kind, table),
         unit=loaded.unit,
         positions=positions,
+        blobs=loaded.blobs,
     )
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ftray.data.cleaning import fingerprint
+from ftray.media import NO_BLOBS, Blobs
 
 __all__ = ["Relevance", "RetrievalSet", "Side", "assembled", "grouped", "lists_of", "sampled"]
 __all__ += ["shared", "starts_of"]
@@ -39,6 +40,8 @@ class RetrievalSet:
             that no prompt tells them apart.
         notes: what a user should know.
         fingerprint: 16 hex digits over texts, ids and relevance.
+        blobs: contents of things among the texts that are none and lie in no file; see
+            `ftray.media`.
     """
 
     query_texts: pa.Array
@@ -53,6 +56,7 @@ class RetrievalSet:
     symmetric: bool
     notes: tuple[str, ...]
     fingerprint: str
+    blobs: Blobs = NO_BLOBS
 
     def relevant(self, query: int) -> tuple[Numbers, npt.NDArray[np.float32]]:
         """Positions of the documents relevant to a query, ascending, and their grades."""
@@ -102,6 +106,7 @@ class Side:
     rows: Numbers
     own_ids: dict[str, int]  # every id of the source to its text; empty where it has none
     notes: tuple[str, ...] = ()
+    blobs: Blobs = NO_BLOBS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +185,7 @@ def assembled(
             *_what_to_know(queries, documents, relevance, own),
         ),
         fingerprint=digest.hexdigest()[:16],
+        blobs=queries.blobs if same else queries.blobs.joined(documents.blobs),
     )
 
 

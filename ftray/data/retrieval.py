@@ -160,7 +160,7 @@ def _side(records: Records, column: str) -> Side:
     rows = encoded.indices.to_numpy().astype(np.int64)
     numbered = [str(i) for i in range(len(texts))]
     if "id" not in records.table.column_names or column == "document":
-        return Side(texts=texts, ids=numbered, rows=rows, own_ids={})
+        return Side(texts=texts, ids=numbered, rows=rows, own_ids={}, blobs=records.blobs)
     given = records.table["id"].to_pylist()
     own_ids: dict[str, int] = {}
     first_row: dict[str, int] = {}
@@ -170,13 +170,21 @@ def _side(records: Records, column: str) -> Side:
             continue
         if records.kind == "pairs":
             note = f"the ids of {records.source} are not those of its queries, and not used"
-            return Side(texts=texts, ids=numbered, rows=rows, own_ids={}, notes=(note,))
+            return Side(
+                texts=texts,
+                ids=numbered,
+                rows=rows,
+                own_ids={},
+                notes=(note,),
+                blobs=records.blobs,
+            )
         raise DataError(
             f"{records.place(row)}: the id '{ident}' stands for another text at "
             f"{records.place(first_row[ident])}."
         )
     _, firsts = np.unique(rows, return_index=True)
-    return Side(texts=texts, ids=[given[row] for row in firsts], rows=rows, own_ids=own_ids)
+    ids = [given[row] for row in firsts]
+    return Side(texts=texts, ids=ids, rows=rows, own_ids=own_ids, blobs=records.blobs)
 
 
 def _labelled(records: Records, index: Records | None) -> RetrievalSet:

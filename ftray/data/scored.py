@@ -11,6 +11,7 @@ import pyarrow as pa
 from ftray.data.cleaning import coded
 from ftray.data.readers import Records
 from ftray.errors import DataError
+from ftray.media import NO_BLOBS, Blobs
 from ftray.words import counted
 
 __all__ = ["PairSet", "pair_set"]
@@ -26,6 +27,7 @@ class PairSet:
         scores: the score of each pair, `(P,)`, not all the same.
         notes: what a user should know.
         fingerprint: 16 hex digits over texts and scores.
+        blobs: contents of things that are no texts; see `ftray.media`.
     """
 
     texts: pa.Array
@@ -33,6 +35,7 @@ class PairSet:
     scores: npt.NDArray[np.float64]
     notes: tuple[str, ...]
     fingerprint: str
+    blobs: Blobs = NO_BLOBS
 
 
 def pair_set(records: Records) -> PairSet:
@@ -60,4 +63,5 @@ def pair_set(records: Records) -> PairSet:
         scores=scores,
         notes=(*records.notes, counted(len(texts), "distinct text")),
         fingerprint=records.fingerprint,
+        blobs=records.blobs,
     )

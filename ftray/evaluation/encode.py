@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from ftray.evaluation.spec import EvaluationSpec, batches_of
+from ftray.media import Content
+from ftray.models.ahead import ahead
+from ftray.models.base import Features, Item
 from ftray.models.layout import Layout
-from ftray.models.text import Features
 
 __all__ = ["TextModel", "check_towers", "encode_batch", "encode_texts", "evaluating"]
 
@@ -30,8 +32,12 @@ class TextModel(Protocol):
         """Width D of an embedding."""
         ...
 
-    def collate(self, items: Sequence[tuple[str, str]], layout: Layout) -> Features:
-        """Tokenise and lay out."""
+    def cost(self, content: Content) -> int:
+        """How much a thing is to encode."""
+        ...
+
+    def collate(self, items: Sequence[Item], layout: Layout) -> Features:
+        """Make ready and lay out."""
         ...
 
     def __call__(self, features: Features) -> Tensor:
@@ -75,25 +81,24 @@ def evaluating(encoder: TextModel) -> Iterator[None]:
         encoder.train(was_training)
 
 
-def encode_batch(
-    encoder: TextModel, texts: Sequence[str], role: str, layout: Layout = "bucketed"
-) -> Floats:
+def encode_batch(encoder: TextModel, features: Features) -> Floats:
     """Embeddings `(n, D)` float32 of one batch; call inside `evaluating`."""
-    embeddings = encoder(encoder.collate([(role, text) for text in texts], layout))
+    embeddings = encoder(features)
     result: Floats = embeddings.float().cpu().numpy()
     return result
 
 
 def encode_texts(
     encoder: TextModel,
-    texts: Sequence[str],
+    texts: Sequence[Content],
     *,
     role: str = "",
     batch_size: int = 32,
     layout: Layout = "bucketed",
+    data_workers: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Floats:
-    """Embeddings of all texts, `(N, D)` float32, in the order given.
+    """Embeddings of all texts, or other things, `(N, D)` float32, in the order given.
 
     Args:
         encoder: the model.
@@ -101,13 +106,19 @@ def encode_texts(
         role: "query", "document" or "": selects the prompt, and the route of a two-tower model.
         batch_size: texts at a time.
         layout: see `ftray.models.layout`.
+        data_workers: processes that decode ahead.
         on_progress: called with (texts done, texts in all) after each batch.
     """
     result = np.zeros((len(texts), encoder.embedding_dim), np.float32)
     done = 0
-    with evaluating(encoder):
-        for batch in batches_of([len(text) for text in texts], batch_size):
-            result[batch] = encode_batch(encoder, [texts[i] for i in batch], role, layout)
+    batches = batches_of([encoder.cost(text) for text in texts], batch_size)
+
+    def collated(number: int) -> Features:
+        return encoder.collate([(role, texts[i]) for i in batches[number]], layout)
+
+    with evaluating(encoder), closing(ahead(collated, range(len(batches)), data_workers)) as ready:
+        for batch, features in zip(batches, ready, strict=True):
+            result[batch] = encode_batch(encoder, features)
             done += len(batch)
             if on_progress is not None:
                 on_progress(done, len(texts))

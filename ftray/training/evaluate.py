@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from ftray.callbacks.base import EvaluationResult
 from ftray.evaluation.base import Scores
 from ftray.evaluation.encode import TextModel, encode_batch, evaluating
-from ftray.evaluation.spec import EvaluationSpec
+from ftray.evaluation.spec import EvaluationSpec, Side
 from ftray.events import EvaluationEnded
+from ftray.models.ahead import ahead
+from ftray.models.base import Features
 from ftray.models.layout import Layout
 from ftray.runtime.base import Runtime
 
@@ -23,6 +28,7 @@ __all__ = ["Evaluated", "evaluate", "evaluation_event", "evaluation_result"]
 
 TASKS = {"query": "Embedding queries", "index": "Embedding index", "text": "Embedding texts"}
 
+Numbers = npt.NDArray[np.int64]
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -51,6 +57,7 @@ def evaluate(
     *,
     layout: Layout,
     on_progress: OnProgress,
+    data_workers: int = 0,
 ) -> Evaluated:
     """Encode on all ranks, score on one, and give every rank the result.
 
@@ -61,6 +68,7 @@ def evaluate(
         runtime: the other ranks, and the scorer.
         layout: how batches are laid out.
         on_progress: called on rank 0 with (task, batches done, batches in all).
+        data_workers: processes that decode ahead of what is encoded.
     """
     start = time.perf_counter()
     scorer = runtime.scorer(number)
@@ -68,13 +76,15 @@ def evaluate(
     with evaluating(encoder):
         for side in spec.sides:
             batches = spec.batches[side.name]
-            for i in range(runtime.rank, len(batches), runtime.world_size):
-                texts = side.texts.take(pa.array(batches[i])).to_pylist()
-                scorer.add(side.name, i, encode_batch(encoder, texts, side.role, layout))
-                encoded += len(texts)
-                if runtime.rank == 0:
-                    done = min(i + runtime.world_size, len(batches))
-                    on_progress(TASKS[side.name], done, len(batches))
+            own = range(runtime.rank, len(batches), runtime.world_size)
+            collated = partial(_collated, encoder, side, batches, layout)
+            with closing(ahead(collated, own, data_workers)) as ready:
+                for i, features in zip(own, ready, strict=True):
+                    scorer.add(side.name, i, encode_batch(encoder, features))
+                    encoded += len(batches[i])
+                    if runtime.rank == 0:
+                        done = min(i + runtime.world_size, len(batches))
+                        on_progress(TASKS[side.name], done, len(batches))
     scorer.flush()
     counts = runtime.all_gather(_count(encoded, runtime)).reshape(-1).tolist()
     scores = None
@@ -88,6 +98,12 @@ def evaluate(
         texts_per_rank=[int(n) for n in counts],
         wall_s=time.perf_counter() - start,
     )
+
+
+def _collated(
+    encoder: TextModel, side: Side, batches: list[Numbers], layout: Layout, number: int
+) -> Features:
+    return encoder.collate(side.items(batches[number]), layout)
 
 
 def evaluation_event(

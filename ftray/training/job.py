@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,8 +27,9 @@ from ftray.data.readers import read_records
 from ftray.errors import ConfigError
 from ftray.evaluation.spec import EvaluationSpec
 from ftray.losses.registry import check_loss
+from ftray.models.base import Encoder
 from ftray.models.licence import read_licence
-from ftray.models.registry import locate_model
+from ftray.models.registry import load_encoder, locate_model
 from ftray.models.routes import local_towers
 from ftray.training.matching import check_fit, choose_sampler
 from ftray.training.notes import (
@@ -50,6 +51,7 @@ from ftray.training.trial import TRIED_ROWS, small_loss, try_loss
 __all__ = ["Job", "prepare"]
 
 SMALLEST_CLASS_BATCH = 4
+AUTO_DATA_WORKERS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,8 @@ class Job:
         notes: what was read and decided, for the log.
         provenance: name, fingerprint and rows of each data source.
         licence: of the base model, None where it is not known.
+        model_options: of the model, with those that the data decide.
+        module: the user's module and its functions, where `config.model` is one.
         run_id: what distinguishes this run from all others; kept when it is resumed.
     """
 
@@ -83,12 +87,34 @@ class Job:
     provenance: dict[str, Any]
     licence: str | None = None
     run_id: str = ""
+    model_options: dict[str, Any] = field(default_factory=dict)
+    module: Any = None
 
     @property
     def last_epochs_kept(self) -> int | None:
         """Of how many epochs a TrainingCheckpoint keeps the end: 0 without one, None for all."""
         wanted = [c.last_k_epochs for c in self.callbacks if isinstance(c, TrainingCheckpoint)]
         return wanted[0] if wanted else 0
+
+    def encoder(self, device: torch.device, place: str | None = None) -> Encoder:
+        """The model before training, on a device; read at `place` where it is not at `model`."""
+        config = self.config
+        return load_encoder(
+            place or self.model,
+            device=device,
+            max_length=config.max_length,
+            options=self.model_options,
+            augmentation=config.augmentation,
+            seed=config.seed,
+            module=self.module,
+        )
+
+    @property
+    def data_workers(self) -> int:
+        """How many processes decode, on each rank: those asked for; else two, none for texts."""
+        if self.config.data_workers != "auto":
+            return self.config.data_workers
+        return 0 if self.train.texts_alone else AUTO_DATA_WORKERS
 
     def plan(self) -> Plan:
         """The steps of every epoch."""
@@ -160,6 +186,7 @@ def prepare(config: FitConfig, run_uri: str) -> Job:
         ),
         provenance=_provenance(train, val, evaluations),
         licence=licence,
+        model_options=dict(config.model_options),
     )
     job.val_plan()
     step = train.step_rows(job.plan().rows(0, 0)[:TRIED_ROWS], roles_differ=False)

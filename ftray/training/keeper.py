@@ -11,7 +11,7 @@ from ftray import __version__
 from ftray.events import CheckpointRemoved, CheckpointSaved, Event
 from ftray.losses.base import StepLoss
 from ftray.models.artifact import write_artifact
-from ftray.models.text import TextEncoder
+from ftray.models.base import Encoder
 from ftray.record.storage import Storage
 from ftray.training.checkpoint import (
     Position,
@@ -144,7 +144,7 @@ class Keeper:
             self._tell(CheckpointRemoved(name=gone))
 
     @property
-    def _trained(self) -> tuple[TextEncoder, StepLoss, torch.optim.Optimizer]:
+    def _trained(self) -> tuple[Encoder, StepLoss, torch.optim.Optimizer]:
         return self._learner.encoder, self._learner.loss, self._learner.optimizer
 
     def load_weights(self, name: str) -> None:

@@ -14,7 +14,6 @@ from ftray.data.dataset import StepRows, TrainSet
 from ftray.errors import RunFailedError
 from ftray.losses.registry import build_loss
 from ftray.models.layout import Layout
-from ftray.models.registry import load_encoder
 from ftray.runtime.base import Collectives
 from ftray.training.checkpoint import Position
 from ftray.training.job import Job
@@ -59,7 +58,7 @@ class Learner:
         self._max_grad_norm = config.max_grad_norm
         self._micro_batch_size = config.micro_batch_size
         self.layout: Layout = "padded" if config.packing == "padded" else "bucketed"
-        self.encoder = load_encoder(model, device=device, max_length=config.max_length)
+        self.encoder = job.encoder(device, model)
         self.loss = build_loss(
             config.loss,
             config.loss_options,
@@ -73,11 +72,15 @@ class Learner:
         self.optimizer = build_optimizer(config, self.encoder, self.loss)
         self.scheduler = build_scheduler(config, self.optimizer, total_steps)
 
-    def batch(self, data: TrainSet, rows: npt.NDArray[np.int64]) -> Batch:
-        """Rows of a data set, with this rank's part tokenised and laid out."""
+    def batch(self, data: TrainSet, rows: npt.NDArray[np.int64], seed: Seed | None = None) -> Batch:
+        """Rows of a data set, with this rank's part tokenised or decoded, and laid out.
+
+        It touches no weights, so it may be done ahead, in another process. With a seed, what is to
+        be augmented is.
+        """
         step_rows = data.step_rows(rows, roles_differ=self.encoder.roles_differ)
         own = own_texts(
-            self.encoder, step_rows, self.layout, self._collectives, self._micro_batch_size
+            self.encoder, step_rows, self.layout, self._collectives, self._micro_batch_size, seed
         )
         return Batch(step_rows, own)
 

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import closing
 
 from ftray.callbacks.base import (
     Decision,
@@ -56,6 +57,7 @@ from ftray.training.learner import Learner
 from ftray.training.opening import tell_opening
 from ftray.training.points import Point, When
 from ftray.training.states import States
+from ftray.training.supply import Supply
 from ftray.training.teller import Teller
 from ftray.training.weights import InitialWeights, copied, made
 
@@ -88,6 +90,7 @@ class Loop:
         self.learner = Learner(job, runtime, steps, model or job.model)
         for spec in job.evaluations:
             check_towers(spec, self.learner.encoder)
+        self.supply = Supply(job, self.learner, self.plan)
         self.states = States(job, self.learner, self.position)
         self.teller = Teller(job, runtime, self.learner, self.position)
         self.callbacks = CallbackDispatcher(job.callbacks, runtime, self.teller.say)
@@ -135,6 +138,7 @@ class Loop:
             self.callbacks.end(self.states.now(), "FAILED")
             raise
         finally:
+            self.supply.close()
             if self.runtime.rank == 0 and self.states.overlapped:
                 self.runtime.evaluator.close()
         self.callbacks.end(self.states.now(), ended.status)
@@ -225,7 +229,7 @@ class Loop:
     def _step(self, step: int) -> None:
         position = self.position
         start = time.perf_counter()
-        batch = self.learner.batch(self.job.train, self.plan.rows(position.epoch, step))
+        batch = self.supply.take(position.epoch, step)
         data_s = time.perf_counter() - start
         self.callbacks.call("on_train_batch_begin", self.states.now())
         learned = self.learner.step(batch, (self.config.seed, position.epoch, step))
@@ -275,10 +279,11 @@ class Loop:
         assert plan is not None and data is not None
         self._carry_out(self.callbacks.decide("on_val_begin", self.states.now()))
         losses: list[tuple[float, int]] = []
-        with self.teller.timed("validation"):
+        batches = self.supply.validation(data, plan)
+        with self.teller.timed("validation"), closing(batches):
             for step in range(plan.steps_per_epoch):
                 self.callbacks.call("on_val_batch_begin", self.states.now(step))
-                batch = self.learner.batch(data, plan.rows(0, step))
+                batch = next(batches)
                 seed = (self.config.seed, 0, step)
                 self.states.loss = self.learner.validation_loss(batch, seed)
                 losses.append((self.states.loss, len(batch.rows.rows)))

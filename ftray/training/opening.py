@@ -10,8 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ftray.media import texts_of
+from ftray.models.base import Encoder
 from ftray.models.licence import read_licence
-from ftray.models.text import TextEncoder
 from ftray.training.job import Job
 from ftray.words import percent
 
@@ -29,7 +30,7 @@ Part = tuple[str, pa.Array]
 """Texts in one role."""
 
 
-def tell_opening(job: Job, encoder: TextEncoder, say: Callable[[str, str], None]) -> None:
+def tell_opening(job: Job, encoder: Encoder, say: Callable[[str, str], None]) -> None:
     """Say what a run should know before its first step.
 
     Args:
@@ -50,6 +51,7 @@ def tell_opening(job: Job, encoder: TextEncoder, say: Callable[[str, str], None]
         ("evaluation", _evaluation_texts(job)),
     ):
         # two towers may read texts of different lengths
+        parts = [part for part in parts if len(part[1])]
         limits = [encoder.max_tokens(role) for role, _ in parts]
         for limit in dict.fromkeys(limits):
             if limit is not None:
@@ -63,13 +65,15 @@ def _training_texts(job: Job, roles_differ: bool) -> list[Part]:
     columns = [("", data.rows.ravel())]
     if data.kind == "pairs" and roles_differ:
         columns = [("query", data.rows[:, 0]), ("document", data.rows[:, 1])]
-    return [(role, data.texts.take(pa.array(np.unique(cells)))) for role, cells in columns]
+    found = [(role, data.texts.take(pa.array(np.unique(cells)))) for role, cells in columns]
+    return [(role, texts_of(cells)) for role, cells in found]
 
 
 def _evaluation_texts(job: Job) -> list[Part]:
     sides = [side for spec in job.evaluations for side in spec.sides]
     roles = dict.fromkeys(side.role for side in sides)
-    return [(role, pc.unique(_joined(s.texts for s in sides if s.role == role))) for role in roles]
+    found = [(role, pc.unique(_joined(s.texts for s in sides if s.role == role))) for role in roles]
+    return [(role, texts_of(cells)) for role, cells in found]
 
 
 def _joined(arrays: Iterable[pa.Array]) -> pa.Array:
@@ -94,7 +98,7 @@ class Lengths(NamedTuple):
     longest: int
 
 
-def measure_lengths(encoder: TextEncoder, parts: list[Part], limit: int) -> Lengths:
+def measure_lengths(encoder: Encoder, parts: list[Part], limit: int) -> Lengths:
     """Count the tokens of a sample of texts, the same every time, and of the longest ones.
 
     Args:

@@ -8,7 +8,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 import torch
 from torch import Tensor
 
-from ftray.models.registry import load_encoder
 from ftray.runtime.local import LocalRuntime
 from ftray.training.evaluate import Evaluated, evaluate
 from ftray.training.job import Job
@@ -29,8 +28,7 @@ class SnapshotEvaluator:
 
     def __init__(self, job: Job, device: torch.device) -> None:
         self._job = job
-        length = job.config.max_length
-        self._encoder = load_encoder(job.model, device=device, max_length=length)
+        self._encoder = job.encoder(device)
         self._runtime = LocalRuntime(device, job.evaluations, lambda event: None, lambda: None)
 
     def __call__(self, number: int, weights: Mapping[str, Tensor]) -> Evaluated:

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from ftray.data.dataset import StepRows
 from ftray.losses.base import LossInputs, Shard, StepLoss
+from ftray.media import Content
+from ftray.models.base import Draws, Features, Item
 from ftray.models.layout import Layout
-from ftray.models.text import Features
 from ftray.runtime.base import Collectives
 from ftray.training.reduce import deal, gather_rows, reduce_gradients
 
@@ -33,6 +34,7 @@ __all__ = ["Encoder", "MicroBatch", "OwnTexts", "StepResult"]
 __all__ += ["forward_backward", "own_texts", "seeded", "validation_loss"]
 
 LOSS_STREAM = -1
+AUGMENTATION_STREAM = 0xA06
 
 Seed = tuple[int, int, int]
 """(seed, epoch, step)"""
@@ -41,8 +43,14 @@ Seed = tuple[int, int, int]
 class Encoder(Protocol):
     """What the step needs of an encoder."""
 
-    def collate(self, items: Sequence[tuple[str, str]], layout: Layout) -> Features:
-        """Tokenise (role, text) items and lay them out."""
+    def cost(self, content: Content) -> int:
+        """How much a thing is to encode."""
+        ...
+
+    def collate(
+        self, items: Sequence[Item], layout: Layout, draws: Draws | None = None
+    ) -> Features:
+        """Make (role, content) items ready, and lay them out."""
         ...
 
     def __call__(self, features: Features) -> Tensor:
@@ -105,13 +113,17 @@ def own_texts(
     layout: Layout,
     collectives: Collectives,
     micro_batch_size: int | None = None,
+    seed: Seed | None = None,
 ) -> OwnTexts:
     """Deal the step's distinct texts to the ranks and collate this rank's.
+
+    With a seed, augmentation draws for each item from (seed, epoch, step, item), whoever does it.
 
     With a `micro_batch_size` (texts encoded together on a rank; None = all), texts of similar
     length share a micro batch.
     """
-    lengths = np.array([len(text) for _, text in rows.texts], dtype=np.int64)
+    lengths = np.array([encoder.cost(content) for _, content in rows.texts], dtype=np.int64)
+    draws = None if seed is None else augmentation_draws(seed, len(rows.texts))
     shares = deal(lengths.tolist(), collectives.world_size)
     if micro_batch_size is not None:
         shares = [share[np.argsort(lengths[share], kind="stable")] for share in shares]
@@ -121,8 +133,15 @@ def own_texts(
     for start in range(0, max(len(own), 1), size):
         places = own[start : start + size]
         items = [rows.texts[i] for i in places]
-        micro_batches.append(MicroBatch(places=places, features=encoder.collate(items, layout)))
+        features = encoder.collate(items, layout, None if draws is None else draws[places])
+        micro_batches.append(MicroBatch(places=places, features=features))
     return OwnTexts(shares=shares, micro_batches=micro_batches)
+
+
+def augmentation_draws(seed: Seed, items: int) -> Draws:
+    """A random seed for each item of a step, `(items,)`."""
+    parts = np.random.SeedSequence((*seed, AUGMENTATION_STREAM))
+    return parts.generate_state(items, np.uint64).astype(np.uint64)
 
 
 @contextmanager

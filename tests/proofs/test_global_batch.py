@@ -86,7 +86,10 @@ class Rank:
 class Collected:
     """An encoder that keeps what it is given to collate."""
 
-    def collate(self, items: Any, layout: str) -> Any:
+    def cost(self, content: Any) -> int:
+        return len(content)
+
+    def collate(self, items: Any, layout: str, draws: Any = None) -> Any:
         return list(items)
 
 

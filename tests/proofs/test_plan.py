@@ -327,7 +327,10 @@ class Rank:
 class Whole:
     """An encoder that tells what each rank was given."""
 
-    def collate(self, items: Any, layout: str) -> Any:
+    def cost(self, content: Any) -> int:
+        return len(content)
+
+    def collate(self, items: Any, layout: str, draws: Any = None) -> Any:
         return list(items)
 
 

@@ -1,0 +1,109 @@
+"""What kind of model a folder or an id is, told by its files without loading it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ftray.media import Modality
+from ftray.models.catalogue import MODELS, SCRATCH
+from ftray.models.quiet import quiet
+
+__all__ = ["FACTS", "MODEL_FILES", "kind_of", "modalities_of_kind"]
+
+FACTS = "ftray.json"
+MODEL_FILES = ("modules.json", "config.json", FACTS)
+_TWO_TOWERED = ("text_config", "vision_config")
+
+_MODALITIES: dict[str, frozenset[Modality]] = {
+    "text": frozenset({"text"}),
+    "image": frozenset({"image"}),
+    "convnet": frozenset({"image"}),
+    "mlp": frozenset({"features"}),
+    "pointnet": frozenset({"points"}),
+    "clip": frozenset({"text", "image"}),
+    "two-towers": frozenset({"text", "image"}),
+}
+
+
+def kind_of(place: str, *, ask_hub: bool = False) -> tuple[str | None, dict[str, Any]]:
+    """The kind of a model, and what its `ftray.json` says.
+
+    Args:
+        place: as `locate_model` gives it.
+        ask_hub: of a hub id that no registered model has, read its `config.json` (from the cache,
+            or from the hub).
+
+    Returns:
+        A key of `options.OPTIONS`, or None where it is not known; and facts, which may be empty.
+    """
+    if place.startswith(SCRATCH):
+        return MODELS[place.removeprefix(SCRATCH)].kind, {}
+    folder = Path(place)
+    if "://" in place:
+        return None, {}
+    if folder.is_dir():
+        return _kind_of_folder(folder)
+    registered = (model.kind for model in MODELS.values() if model.hub_id == place)
+    kind = next(registered, None)
+    return (kind or (_kind_on_hub(place) if ask_hub else None)), {}
+
+
+def _kind_of_folder(folder: Path) -> tuple[str | None, dict[str, Any]]:
+    facts = _json(folder / FACTS)
+    if "kind" in facts:
+        return str(facts["kind"]), facts
+    if (folder / "modules.json").exists():
+        return "text", facts
+    return _kind_of_config(_json(folder / "config.json")), facts
+
+
+def _kind_of_config(config: Mapping[str, Any]) -> str:
+    if all(name in config for name in _TWO_TOWERED):
+        return "clip"
+    return "image" if config.get("model_type") in _vision_types() else "text"
+
+
+@cache
+def _vision_types() -> frozenset[str]:
+    """Types of models that classify images, or have a processor of images and none of texts."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS,
+    )
+
+    return frozenset(CLASSIFIERS)
+
+
+def _kind_on_hub(place: str) -> str | None:
+    """None where the hub cannot tell: then loading it as a text model will say why."""
+    from huggingface_hub import hf_hub_download
+
+    with quiet():
+        try:
+            hf_hub_download(place, "modules.json")
+            return "text"
+        except Exception:
+            pass
+        try:
+            return _kind_of_config(_json(Path(hf_hub_download(place, "config.json"))))
+        except Exception:
+            return None
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def modalities_of_kind(kind: str, options: Mapping[str, Any]) -> frozenset[Modality] | None:
+    """What a kind of model takes; None where its data decide (a module of the user's)."""
+    if kind == "module":
+        given = options.get("modality")
+        return None if given is None else frozenset({given})
+    return _MODALITIES.get(kind)

@@ -1,0 +1,155 @@
+"""The options of each kind of model, as `model_options` gives them. Light: no torch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ftray.errors import ConfigError, nearest
+
+__all__ = ["OPTIONS", "ClipOptions", "ConvNetOptions", "ImageOptions", "MLPOptions"]
+__all__ += ["ModelOptions", "ModuleOptions", "PointNetOptions", "TextOptions", "TwoTowersOptions"]
+__all__ += ["checked"]
+
+BatchNorm = Literal["frozen", "synced"]
+_BATCH_NORM = (
+    "Statistics of batch normalisation: those that the weights bring, or those of the whole global "
+    "batch, the same on any number of workers."
+)
+
+
+class ModelOptions(BaseModel):
+    """What all kinds share: an unknown option is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class TextOptions(ModelOptions):
+    """sentence-transformers has no further options."""
+
+
+class ImageOptions(ModelOptions):
+    """A vision model of transformers."""
+
+    pooling: Literal["auto", "cls", "mean", "max"] = Field(
+        "auto", description="What of the last layer is the embedding; auto = as the model does it."
+    )
+    image_size: int | None = Field(
+        None, ge=8, description="Height and width in pixels; None = as the model was trained."
+    )
+    batch_norm: BatchNorm = Field("frozen", description=_BATCH_NORM)
+
+
+class ConvNetOptions(ModelOptions):
+    """A small convolutional net, from scratch: a convolution, a norm and ReLU for each stage."""
+
+    channels: tuple[int, ...] = Field(
+        (32, 64, 128), min_length=1, description="Channels of each stage; each halves the image."
+    )
+    downsample: Literal["stride", "maxpool"] = Field(
+        "stride", description="How a stage halves the image: convolution of stride 2, or max-pool."
+    )
+    norm: Literal["batch", "group", "none"] = Field(
+        "batch", description="batch: statistics of the whole global batch."
+    )
+    pooling: Literal["flatten", "mean", "max", "meanmax"] = Field(
+        "flatten", description="How the last map of features becomes one vector."
+    )
+    output_dim: int | None = Field(
+        64, ge=1, description="Width of the embedding, by a linear layer; None = no such layer."
+    )
+    image_size: int = Field(28, ge=4, description="Height and width in pixels.")
+    colors: Literal["grey", "rgb"] = Field("grey", description="What images are converted to.")
+    background: str = Field("white", description="What transparent pixels are pasted on.")
+    mean: tuple[float, ...] | None = Field(
+        None, description="Subtracted from pixels in [0, 1], for each channel; None = 0.5."
+    )
+    std: tuple[float, ...] | None = Field(None, description="Divides them; None = 0.5.")
+
+
+class MLPOptions(ModelOptions):
+    """A perceptron over vectors of features, as Finetuner's."""
+
+    input_size: int | None = Field(
+        None, ge=1, description="Width of the features; None = as the training data has."
+    )
+    hidden_sizes: tuple[int, ...] = Field((), description="Width of each layer; the last is D.")
+    bias: bool = True
+    activation: Literal["relu", "tanh", "sigmoid"] | None = Field(
+        None, description="Between the layers."
+    )
+    l2: bool = Field(False, description="Divide embeddings by their length.")
+
+
+class PointNetOptions(ModelOptions):
+    """PointNet++ (Qi et al. 2017) with single-scale grouping, from scratch."""
+
+    output_dim: int = Field(512, ge=1, description="Width of the embedding.")
+    points: int = Field(1024, ge=16, description="Points drawn of each cloud.")
+    width: float = Field(1.0, gt=0, description="Multiplies the width of every layer.")
+
+
+class ClipOptions(ModelOptions):
+    """CLIP, SigLIP and their like, of transformers: two towers in one model."""
+
+    frozen: tuple[Literal["text", "image"], ...] = Field(
+        (), description="Towers whose weights are not trained."
+    )
+
+
+class TwoTowersOptions(ModelOptions):
+    """Any text model beside any image model, each with a projection to the same width."""
+
+    text: str = Field("minilm", description="A text model: a name, an id or a folder.")
+    image: str = Field("vit", description="An image model: a name, an id or a folder.")
+    text_options: dict[str, Any] = Field(default_factory=dict)
+    image_options: dict[str, Any] = Field(default_factory=dict)
+    output_dim: int | None = Field(
+        None, ge=1, description="Width of both projections; None = the text model's width."
+    )
+    frozen: tuple[Literal["text", "image"], ...] = Field(
+        (), description="Towers whose weights are not trained; their projections are."
+    )
+
+
+class ModuleOptions(ModelOptions):
+    """A torch.nn.Module of one's own."""
+
+    modality: Literal["text", "image", "points", "features"] | None = Field(
+        None, description="What its preprocess_fn takes; None = as the training data has."
+    )
+    batch_norm: BatchNorm = Field("synced", description=_BATCH_NORM)
+
+
+OPTIONS: dict[str, type[ModelOptions]] = {
+    "text": TextOptions,
+    "image": ImageOptions,
+    "convnet": ConvNetOptions,
+    "mlp": MLPOptions,
+    "pointnet": PointNetOptions,
+    "clip": ClipOptions,
+    "two-towers": TwoTowersOptions,
+    "module": ModuleOptions,
+}
+"""By the kind of the model."""
+
+
+def checked(kind: str, given: dict[str, Any], name: str) -> Any:
+    """The options of a model of some kind.
+
+    Raises:
+        ConfigError: naming the option, what was given, and the nearest valid one.
+    """
+    model = OPTIONS[kind]
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            there = nearest(option, model.model_fields) if model.model_fields else " It has none."
+            raise ConfigError(f"model_options: '{name}' has no option '{option}'.{there}") from None
+        raise ConfigError(
+            f"model_options.{option} = {first['input']!r}: {first['msg'].lower()} (of '{name}')"
+        ) from None
