@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ftray.api import (
         delete_experiment,
         delete_run,
+        describe_models,
         encode,
         evaluate,
         fit,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         get_run,
         list_callbacks,
         list_experiments,
+        list_model_options,
         list_models,
         list_runs,
     )
@@ -36,6 +38,7 @@ _LAZY = {
     "Run": "ftray.run",
     "delete_experiment": "ftray.api",
     "delete_run": "ftray.api",
+    "describe_models": "ftray.api",
     "encode": "ftray.api",
     "evaluate": "ftray.api",
     "fit": "ftray.api",
@@ -44,6 +47,7 @@ _LAZY = {
     "get_run": "ftray.api",
     "list_callbacks": "ftray.api",
     "list_experiments": "ftray.api",
+    "list_model_options": "ftray.api",
     "list_models": "ftray.api",
     "list_runs": "ftray.api",
 }
@@ -56,6 +60,7 @@ __all__ = [
     "__version__",
     "delete_experiment",
     "delete_run",
+    "describe_models",
     "encode",
     "evaluate",
     "fit",
@@ -64,6 +69,7 @@ __all__ = [
     "get_run",
     "list_callbacks",
     "list_experiments",
+    "list_model_options",
     "list_models",
     "list_runs",
 ]

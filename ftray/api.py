@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from ftray.events import Event
+    from ftray.media import Content, Modality
     from ftray.models.base import Encoder
 
 __all__ = [
     "delete_experiment",
     "delete_run",
+    "describe_models",
     "encode",
     "evaluate",
     "fit",
@@ -31,9 +33,10 @@ __all__ = [
     "get_run",
     "list_callbacks",
     "list_experiments",
+    "list_model_options",
     "list_models",
     "list_runs",
-    "read_texts",
+    "read_contents",
 ]
 
 
@@ -166,21 +169,54 @@ def delete_experiment(
     return get_experiment(name, storage_path).delete(confirm=confirm)
 
 
-def get_model(name: str | Path, *, device: str = "auto", max_length: int | None = None) -> Encoder:
+def get_model(
+    name: str | Path,
+    select_model: str | None = None,
+    *,
+    device: str = "auto",
+    max_length: int | None = None,
+    model_options: Mapping[str, Any] | None = None,
+    module: Any = None,
+    preprocess_fn: Callable[..., Any] | None = None,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+) -> Encoder:
     """A model to encode with.
 
     Args:
         name: an artifact (`run.artifact_id`), a registry name, a folder or its URI, or a hub id.
+        select_model: one tower of a model that has two: "text" or "image" ("clip-text" and
+            "clip-vision" are the same), or "query" or "document". None takes the whole model, in
+            which what a thing is decides which tower it goes through.
         device: "auto", "cpu" or "cuda".
         max_length: longest text in tokens; None keeps the model's own limit.
+        model_options: see `list_model_options`; an artifact has those that it was trained with.
+        module: for the artifact of a torch.nn.Module of your own: a module of that class.
+        preprocess_fn: what makes its inputs; see `ftray.models.module.ModuleParts`.
+        collate_fn: what makes a batch of them.
 
     Raises:
         ModelError: if it cannot be found or loaded.
+        ConfigError: for options that the model does not have, or a tower; with the nearest one.
     """
+    from ftray.models.functions import check_functions
     from ftray.models.registry import load_encoder
+    from ftray.models.selection import selected
     from ftray.runtime.local import local_device
 
-    return load_encoder(str(name), device=local_device(device), max_length=max_length)
+    check_functions(preprocess_fn, collate_fn, has_module=module is not None)
+    parts = None
+    if module is not None:
+        from ftray.models.module import ModuleParts
+
+        parts = ModuleParts(module=module, preprocess_fn=preprocess_fn, collate_fn=collate_fn)
+    encoder = load_encoder(
+        str(name),
+        device=local_device(device),
+        max_length=max_length,
+        options=model_options,
+        module=parts,
+    )
+    return encoder if select_model is None else selected(encoder, select_model)
 
 
 def encode(
@@ -191,14 +227,16 @@ def encode(
     batch_size: int = 32,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> npt.NDArray[np.float32] | Any:
-    """Embeddings of texts.
+    """Embeddings of texts, images, or whatever else the model takes.
 
     Args:
         model: what `get_model` gives or takes.
-        data: a list of texts, anything `train_data` may be (its first column), or a DocList.
+        data: a list of texts, of images (paths, bytes, PIL, arrays) or of other things, anything
+            `train_data` may be (its first column), or a DocList. What strings are, the model
+            decides; one that takes texts and images takes those for images that name image files.
         role: "query" or "document", for models with prompts or with two towers.
-        batch_size: texts at a time.
-        on_progress: called with (texts done, texts in all).
+        batch_size: items at a time.
+        on_progress: called with (items done, items in all).
 
     Returns:
         `(N, D)` float32 in the order given; for a DocList a copy of it with `.embedding` set.
@@ -209,30 +247,51 @@ def encode(
     from ftray.evaluation.encode import encode_texts
 
     encoder = get_model(model) if isinstance(model, str | Path) else model
-    texts = read_texts(data)
+    items = read_contents(data, modalities=encoder.modalities)
     vectors = encode_texts(
-        encoder, texts, role=role, batch_size=batch_size, on_progress=on_progress
+        encoder, items, role=role, batch_size=batch_size, on_progress=on_progress
     )
     if type(data).__module__.startswith("docarray"):
         from ftray.data.documents import with_embeddings
 
-        return with_embeddings(data, texts, vectors)
+        return with_embeddings(data, [_called(item) for item in items], vectors)
     return vectors
 
 
-def read_texts(data: Any, *, columns: Mapping[str, str] | None = None) -> list[str]:
-    """The texts of anything `encode` takes: one column, the items, or the queries of pairs."""
+def _called(item: Content) -> str:
+    return item if isinstance(item, str) else item.address
+
+
+def read_contents(
+    data: Any,
+    *,
+    columns: Mapping[str, str] | None = None,
+    modalities: frozenset[Modality] | None = None,
+) -> list[Content]:
+    """What is to be encoded of anything `encode` takes: one column, items, or queries of pairs.
+
+    Args:
+        data: a list, or what `train_data` may be.
+        columns: our names to the data's columns.
+        modalities: what the model takes; None = what the data looks like decides.
+
+    Raises:
+        DataError: for data that cannot be read.
+    """
     if (
-        isinstance(data, Sequence)
+        modalities is not None
+        and modalities <= {"text"}
+        and isinstance(data, Sequence)
         and not isinstance(data, str)
         and all(isinstance(text, str) for text in data)
     ):
         return list(data)
     from ftray.data.readers import read_records
+    from ftray.media import contents
 
-    records = read_records(data, columns=columns, where="data")
-    texts: list[str] = records.table.column(0 if records.kind != "pairs" else "query").to_pylist()
-    return texts
+    records = read_records(data, columns=columns, where="data", modalities=modalities)
+    cells = records.table.column(0 if records.kind != "pairs" else "query")
+    return contents(cells.to_pylist(), records.blobs)
 
 
 def evaluate(
@@ -289,11 +348,45 @@ def evaluate(
     return done.metrics
 
 
-def list_models() -> list[str]:
-    """Names that `model=` knows; any Hugging Face id or folder works as well."""
-    from ftray.models.catalogue import MODELS
+def list_models(task: str | None = None) -> list[str]:
+    """Names that `model=` knows; any Hugging Face id, folder or module works as well.
 
-    return sorted(MODELS)
+    Args:
+        task: "text-to-text", "image-to-image", "text-to-image", "mesh-to-mesh" or "any"; None
+            lists all.
+
+    Raises:
+        ConfigError: for a task that no model has.
+    """
+    from ftray.models.listing import listed_models
+
+    return sorted(row["name"] for row in listed_models(task))
+
+
+def list_model_options(name: str | None = None) -> dict[str, list[dict[str, Any]]]:
+    """What `model_options` may hold: name, type, required, default and description of each option.
+
+    Args:
+        name: of a model; None takes all registered ones.
+
+    Raises:
+        ModelError: if there is no such model.
+    """
+    from ftray.models.listing import listed_options
+
+    return {each: listed_options(each) for each in ([name] if name else list_models())}
+
+
+def describe_models(task: str | None = None) -> None:
+    """Show the registered models, of a task or all, as a table.
+
+    Raises:
+        ConfigError: for a task that no model has.
+    """
+    from ftray.models.listing import listed_models
+    from ftray.report.tables import models_sheet, show
+
+    show(models_sheet(listed_models(task), task))
 
 
 def list_callbacks() -> list[str]:

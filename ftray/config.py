@@ -47,6 +47,11 @@ class CsvOptions(_Options):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     header: bool | None = Field(None, description="Whether the first row names the columns.")
+    dialect: Literal["auto", "excel", "excel-tab", "unix"] = Field(
+        "auto",
+        description="How cells are parted: detected, or as Python's csv module names it; delimiter "
+        "and quotechar go before it.",
+    )
     delimiter: str | None = Field(None, description="One character between cells.")
     quotechar: str = Field('"', description="The character around cells that hold a delimiter.")
     encoding: str | None = Field(None, description="Text encoding, such as utf-8 or cp1252.")
@@ -62,6 +67,22 @@ class CsvOptions(_Options):
     sampling_rate: float | None = Field(
         None, gt=0, le=1, description="Read only this share of the rows, drawn with a fixed seed."
     )
+    convert_to_blob: bool | None = Field(
+        None,
+        description="Whether files that the data names are read once, at the start, so that "
+        "workers elsewhere need not see them; None = they are read when they are needed.",
+    )
+    fetch_urls: bool = Field(
+        False, description="Whether what stands at http(s) addresses is fetched, at the start."
+    )
+    create_point_clouds: bool = Field(
+        True,
+        description="Whether meshes and point clouds become `point_cloud_size` points at the "
+        "start; false = the encoder draws them.",
+    )
+    point_cloud_size: int = Field(
+        2048, ge=3, description="Points of a cloud, drawn from the surface of a mesh."
+    )
 
 
 class FitConfig(_Options):
@@ -75,8 +96,8 @@ class FitConfig(_Options):
     )
 
     model: str | Any = Field(
-        description="A registry name, a Hugging Face id, a local folder, an ftray artifact, or a "
-        "SentenceTransformer object, which is copied and not changed."
+        description="A registry name, a Hugging Face id, a local folder, an ftray artifact, or an "
+        "object, which is copied and not changed: a SentenceTransformer, or any torch.nn.Module."
     )
     train_data: Any = Field(
         description="A CSV, Parquet or JSONL path, a DocList, a pyarrow.Table, or records."
@@ -197,7 +218,7 @@ class FitConfig(_Options):
         if not is_live(value):
             raise ValueError(
                 "a registry name, a Hugging Face id, a folder or an artifact as text, or a "
-                "sentence_transformers.SentenceTransformer object is expected"
+                "sentence_transformers.SentenceTransformer or torch.nn.Module object is expected"
             )
         return value
 
@@ -249,12 +270,12 @@ class FitConfig(_Options):
 
 
 def is_live(model: object) -> bool:
-    """Whether a model is given as a `SentenceTransformer` object.
+    """Whether a model is given as an object: a `SentenceTransformer`, or another module.
 
-    Asked without importing the package: where there is an object, it is imported already.
+    Asked without importing torch: where there is an object, it is imported already.
     """
-    package = sys.modules.get("sentence_transformers")
-    return package is not None and isinstance(model, package.SentenceTransformer)
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(model, torch.nn.Module)
 
 
 def model_prefix(model: str) -> str:

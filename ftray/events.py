@@ -167,7 +167,8 @@ class EvaluationEnded(Event):
     pairs: int = 0
     queries_without_relevant: int = 0
     rows_encoded: list[int]
-    examples: dict[str, list[dict[str, Any]]] | None = None
+    examples: Any = field(default=None, metadata={"attachment": True}, compare=False)
+    query_images: Any = field(default=None, metadata={"attachment": True}, compare=False)
     wall_s: float
     weights: str = ""
     alpha: float | None = None

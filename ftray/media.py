@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -65,8 +66,17 @@ class Media:
 
     @property
     def name(self) -> str:
-        """What messages and examples call it: its file's name, or a few digits of its hash."""
-        return _shown(reference(self.modality, self.address))
+        """What messages and examples call it: its file, or a few digits of its hash."""
+        return shown_cell(reference(self.modality, self.address))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        data = None if self.data is None else bytes(self.data)  # a memoryview cannot be pickled
+        return partial(Media, modality=self.modality, address=self.address, data=data), ()
+
+    @property
+    def without_data(self) -> Media:
+        """The same, with its content left behind."""
+        return replace(self, data=None)
 
     def read(self) -> memoryview | bytes:
         """Its content.
@@ -210,16 +220,17 @@ def shown(cells: pa.Array) -> pa.Array:
     """The cells as people read them: texts as they are, of others their names."""
     if not pc.any(pc.starts_with(cells, MARK)).as_py():
         return cells
-    return pa.array([_shown(cell) for cell in cells.to_pylist()], cells.type)
+    return pa.array([shown_cell(cell) for cell in cells.to_pylist()], cells.type)
 
 
-def _shown(cell: str) -> str:
+def shown_cell(cell: str) -> str:
+    """One cell as people read it: of a file its name, and that of its folder."""
     if not cell.startswith(MARK):
         return cell
     address = cell[2:]
     if address.startswith(_HASHED):
         return f"{modality_of(cell)} {address[len(_HASHED) :][:_SHOWN_DIGITS]}"
-    return Path(address).name
+    return "/".join(Path(address).parts[-2:])
 
 
 def sizes(cells: pa.Array | Sequence[str]) -> npt.NDArray[np.int64]:

@@ -152,7 +152,8 @@ class Run:
     def example_results(self, evaluation: str | None = None) -> dict[str, dict[str, list[Any]]]:
         """`{"before": {query: [match, …]}, "after": {…}}` of an EvaluationCallback.
 
-        Each match is {id, text, score, relevant}. Empty without `gather_examples=True`; "after" is
+        Each match is {id, text, score, relevant}, one that is an image also has
+        `image`, a small picture as a data URI. Empty without `gather_examples=True`; "after" is
         also empty where no evaluation has seen the artifact's weights.
 
         Args:
@@ -196,11 +197,13 @@ class Run:
                 f"Run '{self.name}' ({self.status()}) has no examples: they are kept by an "
                 "EvaluationCallback with gather_examples=True"
             )
+        pictures = self._record.query_images()
         for name in names:
             of = f" ({name})" if len(names) > 1 else ""
             for side, results in self.example_results(name).items():
                 if results:
-                    show(examples_sheet(f"Results {side} fine-tuning{of}", results, k))
+                    title = f"Results {side} fine-tuning{of}"
+                    show(examples_sheet(title, results, k, pictures.get(name)))
 
     def history(self) -> pa.Table:
         """One row per step, evaluation and epoch, in order of arrival.

@@ -84,7 +84,7 @@ def place(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
         write_csv(tmp_path / name, ("text", "label"), rows)
     write_csv(tmp_path / "pairs.csv", ("query", "document"), pairs())
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(models, "_bundled", lambda name: str(tiny_model))
+    monkeypatch.setattr(models, "_place_of", lambda name, entry: str(tiny_model))
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -8,12 +8,14 @@ what must come out differently, and what must not. A new field without an entry 
 from __future__ import annotations
 
 import hashlib
+import io
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,6 +26,7 @@ from ftray.events import EpochEnded, EvaluationEnded, FitStarted, RankStep, Step
 from ftray.models.text import TextEncoder
 from ftray.training.job import Job, prepare
 from tests.conftest import WORDS
+from tests.data.pictured import off, pictures
 from tests.tiny import tiny_text_model
 
 Seen = dict[str, Any]
@@ -370,7 +373,55 @@ FIELDS: dict[str, Case] = {
 
 TWO_COLUMNS = {"train_data": "{place}/two.csv"}
 
+
+def cells_read(folder: Path, lines: list[str], **csv_options: Any) -> list[Any]:
+    """The items of a CSV file with these lines."""
+    from ftray.data.readers import read_records
+    from ftray.media import contents
+
+    path = folder / "things.csv"
+    path.write_text("\n".join(lines) + "\n")
+    records = read_records(path, csv_options=csv_options)
+    return contents(records.table["item"].to_pylist(), records.blobs)
+
+
+def convert_to_blob(folder: Path) -> None:
+    """Files that are read at the start may be gone afterwards."""
+    content = (pictures(folder, ["0.png"]) / "0.png").read_bytes()
+    lines = ["image,label", "0.png,a"]
+    for given, kept in ((None, False), (False, False), (True, True)):
+        (item,) = cells_read(folder, lines, convert_to_blob=given)
+        assert (item.data is not None) is kept
+        assert bytes(item.read()) == content
+
+
+def fetch_urls(folder: Path) -> None:
+    """tests/data/test_images.py fetches; here nobody answers."""
+    lines = ["image,label", "http://127.0.0.1:9/0.png,a"]
+    for given, message in ((False, "csv_options.fetch_urls = true"), (True, "cannot be fetched")):
+        with pytest.raises(FtrayError, match=message):
+            cells_read(folder, lines, fetch_urls=given)
+
+
+def create_point_clouds(folder: Path) -> None:
+    (folder / "0.off").write_text(off(0))
+    lines = ["mesh,label", "0.off,a"]
+    (made,), (kept,) = (
+        cells_read(folder, lines, create_point_clouds=given) for given in (True, False)
+    )
+    assert made.data is not None and kept.data is None
+    assert kept.address == str(folder / "0.off")
+
+
+def point_cloud_size(folder: Path) -> None:
+    (folder / "0.off").write_text(off(0))
+    for size in (10, 300):
+        (item,) = cells_read(folder, ["mesh,label", "0.off,a"], point_cloud_size=size)
+        assert np.load(io.BytesIO(item.read())).shape == (size, 3)
+
+
 CSV_FIELDS: dict[str, Case] = {
+    "dialect": Case(change="excel-tab", refused="has one column of texts", besides=TWO_COLUMNS),
     "header": Case(change=False, differs=("rows", "all texts"), besides=TWO_COLUMNS),
     "delimiter": Case(change=";", refused="has one column of texts", besides=TWO_COLUMNS),
     "quotechar": Case(change="'", refused="4 columns, but the header has 3"),
@@ -379,6 +430,11 @@ CSV_FIELDS: dict[str, Case] = {
     "label_conflicts": Case(change="error", refused="'lost card' has the label 'c3', but 'c2'"),
     "size": Case(change=30, differs=("rows", "all texts")),
     "sampling_rate": Case(change=0.7, differs=("rows", "all texts")),
+    # things that are no texts
+    "convert_to_blob": Case(check=convert_to_blob),
+    "fetch_urls": Case(check=fetch_urls),
+    "create_point_clouds": Case(check=create_point_clouds),
+    "point_cloud_size": Case(check=point_cloud_size),
 }
 
 
@@ -419,7 +475,17 @@ def test_a_field_decides_how_training_runs(
     check({**options, "storage_path": str(tmp_path)}, monkeypatch)
 
 
-@pytest.mark.parametrize("name", CSV_FIELDS)
+@pytest.mark.parametrize("name", [name for name, case in CSV_FIELDS.items() if case.check])
+def test_a_csv_option_is_for_things(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    check = CSV_FIELDS[name].check
+    assert check is not None
+    check(tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CSV_FIELDS.items() if not case.check])
 def test_a_csv_option_changes_what_is_read(name: str, options: dict[str, Any], place: Path) -> None:
     case = CSV_FIELDS[name]
     base_options = {**options, **filled(case.besides, place)}

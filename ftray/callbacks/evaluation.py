@@ -25,6 +25,7 @@ from ftray.evaluation.spec import (
     SimilaritySpec,
     check_distance,
 )
+from ftray.media import Modality
 
 __all__ = ["EvaluationCallback"]
 
@@ -56,10 +57,12 @@ class EvaluationCallback(Callback):
         query_data: labelled texts, (query, document) pairs, (a, b, score) pairs, or a BEIR folder.
         index_data: the documents to search; None takes `query_data` again (for pairs: their
             documents).
-        model: which tower encodes the queries, where the model has two: "query" or "document". A
-            model has two towers if it has a route, or a prompt, for each of the two. None takes the
-            natural one: "query" for queries, "document" for documents, and for labelled texts
-            neither (the model's default). The name of the model that is fine-tuned means the same.
+        model: which tower encodes the queries, where the model has two. Of texts: "query" or
+            "document"; a model has these if it has a route, or a prompt, for each of the two. Of
+            CLIP and its like: "text" or "image", whichever the queries are ("clip-text" and
+            "clip-vision" are the same). None takes the natural one: "query" for queries, "document"
+            for documents, and for labelled texts neither (the model's default); images go through
+            the tower of images. The name of the model that is fine-tuned means the same as None.
             Of scored pairs, the tower of both texts.
         index_model: the same for the index. None takes what `model` says.
         batch_size: texts encoded at a time.
@@ -168,6 +171,7 @@ class EvaluationCallback(Callback):
         columns: Mapping[str, str] | None = None,
         model: str = "",
         towers: Sequence[str] | None = None,
+        modalities: frozenset[Modality] | None = None,
     ) -> EvaluationSpec:
         """Read the data on the driver, before anything starts; keep only the number.
 
@@ -176,25 +180,32 @@ class EvaluationCallback(Callback):
             columns: those of the training data, for data without columns of their own.
             model: what is fine-tuned, as the user named it.
             towers: of the model, where they are known before it is loaded.
+            modalities: what the model takes, where that is known.
 
         Raises:
             DataError: for data that cannot be read or does not fit together.
             ConfigError: for options that do not go with the data, or a tower that is not there.
         """
-        spec = self._spec(columns, model)
+        spec = self._spec(columns, model, modalities)
         if towers is not None:
             spec.check_towers(towers, model)
         self.number = number
         self._keys = tuple(spec.key(name) for name in spec.metrics)
         return spec
 
-    def _spec(self, columns: Mapping[str, str] | None, model: str) -> EvaluationSpec:
+    def _spec(
+        self,
+        columns: Mapping[str, str] | None,
+        model: str,
+        modalities: frozenset[Modality] | None,
+    ) -> EvaluationSpec:
         data = evaluation_data(
             self.query_data,
             self.index_data,
             columns=self.columns,
             inherited=columns,
             csv_options=self.csv_options,
+            modalities=modalities,
         )
         query, index = self._towers(model)
         common: dict[str, Any] = {

@@ -251,11 +251,17 @@ def encode(
 
 
 @app.command()
-def models(as_json: Json = False) -> None:
-    """List the models that have a short name."""
+def models(
+    name: Annotated[Optional[str], typer.Argument(help="Show the options of this model.")] = None,
+    task: Annotated[
+        Optional[str], typer.Option(help="text-to-text, image-to-image, text-to-image, ...")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the models that have a short name, or the options of one."""
     from ftray.cli.models import run
 
-    run(as_json)
+    run(name, task, as_json)
 
 
 @app.command()

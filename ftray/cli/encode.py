@@ -22,7 +22,7 @@ def run(
     max_length: int | None,
     columns: Sequence[str],
 ) -> None:
-    """Embed the texts of a file; nothing that exists is overwritten."""
+    """Embed what is in a file; nothing that exists is overwritten."""
     target = Path(output)
     if target.suffix not in (".parquet", ".npy"):
         raise ConfigError(f"-o {output}: a file that ends in .parquet or .npy")
@@ -36,14 +36,16 @@ def run(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from ftray.api import encode, get_model, read_texts
+    from ftray.api import get_model, read_contents
+    from ftray.evaluation.encode import encode_texts
+    from ftray.models.registry import locate_model, model_modalities
 
     partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     _check_writable(partial, output)
-    texts = read_texts(data, columns=parse_columns(columns))
-    vectors = encode(
-        get_model(model, max_length=max_length), texts, role=role, batch_size=batch_size
-    )
+    takes = model_modalities(locate_model(model))
+    items = read_contents(data, columns=parse_columns(columns), modalities=takes)
+    encoder = get_model(model, max_length=max_length)
+    vectors = encode_texts(encoder, items, role=role, batch_size=batch_size)
     try:
         with partial.open("wb") as file:
             if target.suffix == ".npy":
@@ -51,13 +53,14 @@ def run(
             else:
                 flat = pa.array(vectors.reshape(-1))
                 column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-                pq.write_table(pa.table({"text": texts, "embedding": column}), file)
+                names = [item if isinstance(item, str) else item.address for item in items]
+                pq.write_table(pa.table({"text": names, "embedding": column}), file)
         os.replace(partial, target)
     except OSError as error:
         raise StorageError(f"'{output}' cannot be written: {error.strerror or error}") from None
     finally:
         partial.unlink(missing_ok=True)
-    print(f"{counted(len(texts), 'embedding')} of width {vectors.shape[1]} in {output}")
+    print(f"{counted(len(items), 'embedding')} of width {vectors.shape[1]} in {output}")
 
 
 def _check_writable(partial: Path, output: str) -> None:

@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 
 from rich.console import Console
-from rich.table import Table
+
+from ftray.models.listing import listed_models, listed_options
+from ftray.report.tables import models_sheet, options_sheet, show
 
 __all__ = ["run"]
 
 
-def run(as_json: bool) -> None:
-    """List short names."""
-    from ftray.models.catalogue import MODELS
-
-    rows = [{"name": name, "hub_id": m.hub_id, "licence": m.licence} for name, m in MODELS.items()]
+def run(name: str | None, task: str | None, as_json: bool) -> None:
+    """List short names, or the options of one model."""
+    rows = listed_options(name) if name else listed_models(task)
     if as_json:
         print(json.dumps(rows))
         return
-    table = Table(caption="Any Hugging Face id and any local folder works as well.")
-    for title in ("Name", "Hugging Face id", "Licence"):
-        table.add_column(title)
-    for row in rows:
-        table.add_row(*row.values())
-    Console(highlight=False).print(table)
+    if name and not rows:
+        print(f"'{name}' has no options.")
+        return
+    show(options_sheet(name, rows) if name else models_sheet(rows, task))
+    if not name:
+        said = "Any Hugging Face id, folder or torch.nn.Module works as well."
+        Console(highlight=False).print(f"{said} Options: ftray models NAME")

@@ -18,9 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ftray.errors import DataError
+from ftray.media import MARK
 from ftray.words import counted
 
-__all__ = ["BeirFolder", "is_beir", "read_corpus", "read_folder"]
+__all__ = ["PARTS", "BeirFolder", "is_beir", "is_like_beir", "read_corpus", "read_folder"]
+
+PARTS = ("corpus.jsonl", "queries.jsonl", "qrels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,12 @@ class BeirFolder:
 
 def is_beir(folder: Path) -> bool:
     """Whether the folder holds a corpus, queries and judgements."""
-    return all((folder / name).exists() for name in ("corpus.jsonl", "queries.jsonl", "qrels"))
+    return all((folder / name).exists() for name in PARTS)
+
+
+def is_like_beir(folder: Path) -> bool:
+    """Whether a part of such a folder is there, so that nothing else is meant."""
+    return folder.is_dir() and any((folder / name).exists() for name in PARTS)
 
 
 def read_corpus(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
@@ -73,7 +81,7 @@ def read_folder(folder: str | os.PathLike[str], *, prefer: str) -> BeirFolder:
             relevant document that does not exist.
     """
     path = Path(folder)
-    for name in ("corpus.jsonl", "queries.jsonl", "qrels"):
+    for name in PARTS:
         if not (path / name).exists():
             raise DataError(f"{path} is not a BEIR folder: '{name}' is missing in it.")
     qrels = _qrels_file(path / "qrels", prefer)
@@ -154,6 +162,8 @@ def _fields(record: Any, place: str) -> tuple[str, str]:
     title, text = record.get("title") or "", record["text"]
     if not isinstance(title, str) or not isinstance(text, str):
         raise DataError(f"{place}: title and text must be texts.")
+    if MARK in title + text:
+        raise DataError(f"{place}: a text with the character U+0000, which no text may hold.")
     return str(record["_id"]), f"{title} {text}".strip()
 
 

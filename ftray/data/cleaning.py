@@ -1,6 +1,6 @@
 """What is done to every table that was read, whatever its source.
 
-Strip, check, read scores as numbers, guess, describe, and number distinct texts.
+Strip, check, read scores as numbers, guess, and describe.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import hashlib
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -16,23 +18,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ftray.data.columns import ROLES_OF, Kind, Layout
+from ftray.data.distinct import Coded, coded, numbered_rows
 from ftray.errors import DataError
+from ftray.media import modalities_of, shown
 from ftray.words import counted
 
 __all__ = [
     "check_cells",
-    "coded",
     "conflicts",
     "counted",
     "drawn_rows",
     "fingerprint",
     "guessed_kind",
+    "guessed_three",
     "quoted",
     "score_conflicts",
     "scores_as_numbers",
     "stripped",
     "summary",
+    "triplet_conflicts",
 ]
+
+Numbers = npt.NDArray[np.int64]
 
 Place = Callable[[int], str]
 """A row of the table to its place in the source, as `train.csv, line 17`."""
@@ -41,18 +48,30 @@ _EXAMPLES = 3
 _QUOTED_CHARS = 60
 _LABEL_CHARS = 50
 _COMMA = re.compile(r"[-+]?\d+,\d+")
+_NUMBER = r"^[-+]?(\d+[.,]?\d*|[.,]\d+)([eE][-+]?\d+)?$"
 _CELL_NAMES = {"item": "text", "first": "first text", "second": "second text"}
+_CELL_NAMES["third"] = "third cell"
 
 
 def quoted(text: str) -> str:
-    """A text for a message, cut to a readable length."""
+    """A text for a message, cut to a readable length; the name of what is no text."""
+    text = shown(pa.array([text]))[0].as_py()
     return f"'{text}'" if len(text) <= _QUOTED_CHARS else f"'{text[: _QUOTED_CHARS - 1]}…'"
 
 
 def stripped(table: pa.Table) -> pa.Table:
-    """Cells without outer white space."""
-    columns = {name: pc.utf8_trim_whitespace(table[name]) for name in table.column_names}
+    """Cells without outer white space; chunks that have none stay where they are."""
+    columns = {
+        name: pa.chunked_array(list(map(_trimmed, table[name].chunks)), table[name].type)
+        for name in table.column_names
+    }
     return pa.table(columns)
+
+
+def _trimmed(chunk: pa.Array) -> pa.Array:
+    trimmed = pc.utf8_trim_whitespace(chunk)
+    same = pc.equal(pc.binary_length(trimmed), pc.binary_length(chunk))
+    return chunk if pc.all(same).as_py() else trimmed
 
 
 def check_cells(table: pa.Table, layout: Layout, place: Place) -> None:
@@ -85,7 +104,8 @@ def scores_as_numbers(table: pa.Table, layout: Layout, place: Place) -> pa.Table
         DataError: with the place and the value of the first score that is not a finite number.
     """
     scores = np.empty(table.num_rows)
-    for row, text in enumerate(table["score"].to_pylist()):
+    texts = chain.from_iterable(chunk.to_pylist() for chunk in table["score"].chunks)
+    for row, text in enumerate(texts):
         try:
             scores[row] = float(text)
         except ValueError:
@@ -122,7 +142,7 @@ def guessed_kind(table: pa.Table, layout: Layout) -> tuple[Kind, pa.Table, str]:
     names = dict(zip(("first", "second"), roles, strict=True))
     named = table.rename_columns([names.get(name, name) for name in table.column_names])
     rest = [name for name in named.column_names if name not in roles]
-    distinct = pc.count_distinct(table[place]).as_py()
+    distinct = len(coded(table[place])[0])
     note = (
         f"columns '{layout.columns['first']}', '{layout.columns['second']}' were taken for "
         f"{', '.join(roles)} ({counted(distinct, 'distinct value')} in "
@@ -132,9 +152,34 @@ def guessed_kind(table: pa.Table, layout: Layout) -> tuple[Kind, pa.Table, str]:
     return kind, named.select([*ROLES_OF[kind], *rest]), note
 
 
+def guessed_three(table: pa.Table, layout: Layout) -> tuple[Kind, pa.Table, Layout, str]:
+    """Whether three columns without names are triplets, or two texts and their score.
+
+    Most cells of a column of scores are numbers. One that is not is an error then, for
+    `scores_as_numbers` to find.
+
+    Returns:
+        The kind, table and layout with its role names, and what to say about it.
+    """
+    third = table["third"]
+    numbers = pc.sum(pc.match_substring_regex(third, _NUMBER)).as_py()
+    kind: Kind = "scored" if 2 * numbers > len(third) else "triplets"
+    names = dict(zip(("first", "second", "third"), ROLES_OF[kind], strict=True))
+    columns = {names.get(role, role): name for role, name in layout.columns.items()}
+    shown = ", ".join(f"'{layout.columns[place]}'" for place in names)
+    what = "numbers" if kind == "scored" else "texts"
+    return (
+        kind,
+        table.rename_columns([names.get(name, name) for name in table.column_names]),
+        replace(layout, kind=kind, columns=columns),
+        f"columns {shown} were taken for {', '.join(ROLES_OF[kind])} (the third holds {what}); "
+        "name them with `columns` if they are not",
+    )
+
+
 def _are_labels(column: pa.ChunkedArray) -> bool:
     short = pc.mean(pc.utf8_length(column)).as_py() <= _LABEL_CHARS
-    return bool(short and 2 * pc.count_distinct(column).as_py() <= len(column))
+    return bool(short and 2 * len(coded(column)[0]) <= len(column))
 
 
 def _has_space(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -148,96 +193,120 @@ def drawn_rows(count: int, share: float) -> pa.Array:
     return pa.array(np.sort(drawn))
 
 
+_THINGS = {"image": "image", "points": "point cloud", "features": "vector"}
 _NOUNS: dict[Kind, str] = {
     "labelled": "text",
     "pairs": "pair",
+    "triplets": "triplet",
     "scored": "scored pair",
     "items": "text",
 }
 
 
-def summary(table: pa.Table, kind: Kind) -> list[str]:
+def _noun(kind: Kind, cells: Coded) -> str:
+    """What one record is called, or its item where that is no text."""
+    held = modalities_of(cells.texts)
+    if _NOUNS[kind] != "text" or held <= {"text"}:
+        return _NOUNS[kind]
+    return _THINGS.get(next(iter(held)), "item") if len(held) == 1 else "item"
+
+
+def summary(table: pa.Table, kind: Kind, cells: Coded) -> list[str]:
     """How many rows there are, and how many repeat an earlier one."""
     rows = table.num_rows
-    texts = table.select([name for name in table.column_names if name != "id"])
-    repeats = rows - texts.group_by(texts.column_names).aggregate([]).num_rows
-    notes = [counted(rows, _NOUNS[kind])]
+    repeats = rows - len(numbered_rows(*cells.keys)[1])
+    notes = [counted(rows, _noun(kind, cells))]
     if kind == "scored":
         span = pc.min_max(table["score"]).as_py()
         notes[0] += f" with scores from {span['min']:g} to {span['max']:g}"
-    if kind == "labelled":
-        notes[0] += f" with {counted(pc.count_distinct(table['label']).as_py(), 'label')}"
+    if cells.labels is not None:
+        notes[0] += f" with {counted(len(cells.labels), 'label')}"
     if repeats:
         notes.append(f"rows that repeat an earlier one: {repeats:,}")
     return notes
 
 
-def conflicts(table: pa.Table, place: Place, *, allowed: bool) -> list[str]:
+def conflicts(table: pa.Table, cells: Coded, place: Place, *, allowed: bool) -> list[str]:
     """Texts that stand under two labels.
 
     Raises:
         DataError: for the first of them, unless `allowed`.
     """
-    grouped = pa.TableGroupBy(table, "item", use_threads=False)
-    counts = grouped.aggregate([("label", "count_distinct")])
-    texts = counts.filter(pc.greater(counts["label_count_distinct"], 1))["item"]
-    if not len(texts):
+    assert cells.labels is not None and cells.marks is not None
+    items, names = cells.columns[0], cells.labels
+    kept, several = _contested(items, cells.marks)
+    if not len(several):
         return []
     if allowed:
-        shown = [f"{quoted(t)} ({_labels_of(table, t)})" for t in texts[:_EXAMPLES].to_pylist()]
-        more = ", …" if len(texts) > _EXAMPLES else ""
-        return [f"{counted(len(texts), 'text')} under two labels or more: {', '.join(shown)}{more}"]
-    text = texts[0].as_py()
-    rows = np.flatnonzero(pc.equal(table["item"], text).to_numpy())
-    labels = [table["label"][int(row)].as_py() for row in rows]
-    other = next(i for i, label in enumerate(labels) if label != labels[0])
+        shown = []
+        for item in several[:_EXAMPLES]:
+            under = names.take(pa.array(cells.marks[kept[items[kept] == item]])).to_pylist()
+            shown.append(f"{quoted(cells.texts[int(item)].as_py())} ({', '.join(under)})")
+        more = ", …" if len(several) > _EXAMPLES else ""
+        what = counted(len(several), _noun("labelled", cells))
+        return [f"{what} under two labels or more: {', '.join(shown)}{more}"]
+    first, other = kept[items[kept] == several[0]][:2].tolist()
+    text = quoted(cells.texts[int(several[0])].as_py())
     raise DataError(
-        f"{place(int(rows[other]))}: {quoted(text)} has the label '{labels[other]}', but "
-        f"'{labels[0]}' at {place(int(rows[0]))}. Texts under two labels: {len(texts):,}. "
-        "csv_options.label_conflicts = 'keep' takes both."
+        f"{place(other)}: {text} has the label '{table['label'][other].as_py()}', but "
+        f"'{table['label'][first].as_py()}' at {place(first)}. Texts under two labels: "
+        f"{len(several):,}. csv_options.label_conflicts = 'keep' takes both."
     )
 
 
-def _labels_of(table: pa.Table, text: str) -> str:
-    labels = table.filter(pc.equal(table["item"], text))["label"]
-    return ", ".join(pc.unique(labels).to_pylist())
-
-
-def score_conflicts(table: pa.Table, place: Place, *, allowed: bool) -> list[str]:
+def score_conflicts(table: pa.Table, cells: Coded, place: Place, *, allowed: bool) -> list[str]:
     """Pairs that have two scores.
 
     Raises:
         DataError: for the first of them, unless `allowed`.
     """
-    keys = ["query", "document"]
-    grouped = pa.TableGroupBy(table, keys, use_threads=False)
-    counts = grouped.aggregate([("score", "count_distinct")])
-    pairs = counts.filter(pc.greater(counts["score_count_distinct"], 1)).select(keys)
-    if not pairs.num_rows:
+    assert cells.marks is not None
+    pairs, _ = numbered_rows(*cells.columns)
+    kept, several = _contested(pairs, cells.marks)
+    if not len(several):
         return []
-    query, document = pairs["query"][0].as_py(), pairs["document"][0].as_py()
-    same = pc.and_(pc.equal(table["query"], query), pc.equal(table["document"], document))
-    rows = np.flatnonzero(same.to_numpy())
-    scores = [table["score"][int(row)].as_py() for row in rows]
-    pair = f"{quoted(query)}, {quoted(document)}"
+    rows = kept[pairs[kept] == several[0]].tolist()
+    scores = [table["score"][row].as_py() for row in rows]
+    texts = (quoted(table[name][rows[0]].as_py()) for name in ("query", "document"))
+    pair = ", ".join(texts)
     if allowed:
-        shown = ", ".join(f"{score:g}" for score in dict.fromkeys(scores))
-        return [f"{counted(pairs.num_rows, 'pair')} with two scores or more: {pair} ({shown})"]
-    other = next(i for i, score in enumerate(scores) if score != scores[0])
+        shown = ", ".join(f"{score:g}" for score in scores)
+        return [f"{counted(len(several), 'pair')} with two scores or more: {pair} ({shown})"]
     raise DataError(
-        f"{place(int(rows[other]))}: the pair {pair} has the score {scores[other]:g}, but "
-        f"{scores[0]:g} at {place(int(rows[0]))}. Pairs with two scores: {pairs.num_rows:,}. "
+        f"{place(rows[1])}: the pair {pair} has the score {scores[1]:g}, but {scores[0]:g} at "
+        f"{place(rows[0])}. Pairs with two scores: {len(several):,}. "
         "csv_options.label_conflicts = 'keep' takes both."
     )
 
 
-def coded(*columns: pa.ChunkedArray) -> tuple[pa.Array, list[npt.NDArray[np.int64]]]:
-    """Distinct values over all columns in order of first appearance, and each column's codes."""
-    joined = pa.chunked_array([chunk for column in columns for chunk in column.chunks])
-    encoded = pc.dictionary_encode(joined.combine_chunks())
-    codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    cuts = np.cumsum([len(column) for column in columns])[:-1]
-    return encoded.dictionary, np.split(codes, cuts)
+def triplet_conflicts(table: pa.Table, cells: Coded, place: Place, *, allowed: bool) -> list[str]:
+    """Texts that are a document and a negative of the same query.
+
+    Raises:
+        DataError: for the first of them, unless `allowed`.
+    """
+    query, document, negative = cells.columns
+    rows = table.num_rows
+    pairs, _ = numbered_rows(np.append(query, query), np.append(document, negative))
+    kept, several = _contested(pairs, np.repeat(np.arange(2), rows))
+    if not len(several):
+        return []
+    first, other = (kept[pairs[kept] == several[0]] % rows).tolist()
+    text, asked = (quoted(table[name][first].as_py()) for name in ("document", "query"))
+    if allowed:
+        what = counted(len(several), "text")
+        return [f"{what} both document and negative of one query: {text} of {asked}"]
+    raise DataError(
+        f"{place(other)}: {text} is the negative of {asked}, but its document at {place(first)}. "
+        f"Texts that are both: {len(several):,}. "
+        "csv_options.label_conflicts = 'keep' takes both."
+    )
+
+
+def _contested(keys: Numbers, marks: Numbers) -> tuple[Numbers, Numbers]:
+    """Where each distinct (key, mark) first stands, and the keys that have two marks or more."""
+    _, kept = numbered_rows(keys, marks)
+    return kept, np.flatnonzero(np.bincount(keys[kept]) > 1)
 
 
 def fingerprint(kind: str, table: pa.Table) -> str:

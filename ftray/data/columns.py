@@ -1,8 +1,9 @@
-"""Which column of a source is the text, the label, the query, the document, the score.
+"""Which column of a source is the text, the label, the query, the document, and so on.
 
 A column's name tells its role (`TELLING`, case-insensitive), or the user's `columns` mapping does.
 Two columns whose names tell nothing stay undecided here; the reader decides them by their content.
-Beside a column named as a score they are the two texts of scored pairs.
+Beside a column named as a score they are the two texts of scored pairs, beside one named as a
+negative the first two texts of triplets. Three columns without any names are decided so as well.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from ftray.errors import DataError, nearest
 
 __all__ = ["KNOWN_NAMES", "ROLES_OF", "TELLING", "Kind", "Layout", "MissingColumnError", "resolve"]
 
-Kind = Literal["labelled", "pairs", "scored", "items"]
+Kind = Literal["labelled", "pairs", "triplets", "scored", "items"]
 
 ROLES_OF: dict[Kind, tuple[str, ...]] = {
     "labelled": ("item", "label"),
     "pairs": ("query", "document"),
+    "triplets": ("query", "document", "negative"),
     "scored": ("query", "document", "score"),
     "items": ("item",),
 }
@@ -36,12 +38,16 @@ TELLING: dict[str, tuple[str, ...]] = {
         *("document", "answer", "positive", "passage", "doc"),
         *(f"{text}{n}" for text in _NUMBERED for n in _SECOND),
     ),
+    "negative": ("negative", "hard_negative", "neg"),
     "score": ("score", "similarity", "similarity_score", "gold_score", "relatedness_score"),
     "id": ("id", "_id"),
 }
 """The column names that tell a role; where a table has several, the first in this order counts."""
 
 KNOWN_NAMES = frozenset(name for names in TELLING.values() for name in names)
+
+_UNNAMED = ["column 1", "column 2", "column 3"]
+"""What the readers call the columns of a file without a header, and the places of a tuple."""
 
 _JUDGING = frozenset({*TELLING["score"], *TELLING["label"]})
 _ROLES = tuple(role for role in TELLING if role != "id")
@@ -56,9 +62,9 @@ class Layout:
     """The roles of a source's columns.
 
     Args:
-        kind: what the records are; None = two columns that only their content can tell.
+        kind: what the records are; None = two or three columns that only their content can tell.
         columns: role to source column, `id` included where there is one. The roles of an
-            undecided layout are `first` and `second`.
+            undecided layout are `first` and `second`, and maybe `third`.
         ignored: columns that are not read.
         notes: what a user should know about the choice.
     """
@@ -86,7 +92,7 @@ def resolve(
     Args:
         names: the source's column names, in order.
         given: the user's mapping of roles to column names; the rest is found by name. A query and
-            a document without a score are pairs, whatever else there is.
+            a document without a score or a negative are pairs, whatever else there is.
         is_labeled: what two columns without telling names are.
         source: the file or object, for messages.
 
@@ -99,12 +105,13 @@ def resolve(
     ident = given.get("id") or _first(names, TELLING["id"])
     rest = [name for name in names if name != ident]
     roles = _roles(rest, given)
-    kind, chosen = _named(roles, rest, source, is_scored="score" in given)
-    if "score" in given and kind != "scored":
+    kind, chosen = _named(roles, rest, source, given)
+    judge = _judge(given)
+    if judge and kind not in ("scored", "triplets"):
         raise DataError(
-            f"columns: the score '{given['score']}' belongs to two texts, and the columns "
+            f"columns: the {judge} '{given[judge]}' belongs to two texts, and the columns "
             f"{_listed(rest)} of {source} do not tell which. Name them as well, such as "
-            f"{{query: …, document: …, score: {given['score']}}}."
+            f"{{query: …, document: …, {judge}: {given[judge]}}}."
         )
     if kind is None and len(rest) == 2:
         ordered = _in_order(rest, roles)
@@ -113,8 +120,9 @@ def resolve(
         elif is_labeled is not None:
             kind, chosen = ("labelled" if is_labeled else "pairs"), ordered
         elif not roles["item"]:
-            columns = dict(zip(("first", "second"), ordered, strict=True))
-            return Layout(kind=None, columns=columns | ({"id": ident} if ident else {}))
+            return _undecided(ordered, ident)
+    if kind is None and rest == _UNNAMED and not given and not is_labeled:
+        return _undecided(rest, ident)
     if kind is None:
         kind, chosen = _single(roles, rest, source)
     if is_labeled is not None and kind != "items" and is_labeled != (kind == "labelled"):
@@ -127,6 +135,11 @@ def resolve(
         ignored=ignored,
         notes=_notes(kind, columns, ignored),
     )
+
+
+def _undecided(names: Sequence[str], ident: str | None) -> Layout:
+    columns = dict(zip(("first", "second", "third"), names, strict=False))
+    return Layout(kind=None, columns=columns | ({"id": ident} if ident else {}))
 
 
 def _check(names: Sequence[str], given: Mapping[str, str], source: str) -> None:
@@ -143,10 +156,12 @@ def _check(names: Sequence[str], given: Mapping[str, str], source: str) -> None:
     if len(set(given.values())) < len(given):
         raise DataError(f"columns: one column of {source} stands for two roles: {dict(given)}.")
     texts = set(given) - {"id"}
-    if texts & {"item", "label"} and texts & {"query", "document", "score"}:
+    apart = texts & {"item", "label"} and texts & {"query", "document", "negative", "score"}
+    if apart or {"negative", "score"} <= texts:
         raise DataError(
             f"columns: {', '.join(sorted(texts))} do not go together. Valid: item and label, query "
-            "and document, both with a score, or item alone; each with or without id."
+            "and document, both with a score or with a negative, or item alone; each with or "
+            "without id."
         )
 
 
@@ -156,9 +171,10 @@ def _roles(rest: Sequence[str], given: Mapping[str, str]) -> dict[str, str | Non
     open_roles = set(_ROLES)
     if {"item", "label"} <= given.keys() or {"query", "document"} <= given.keys():
         open_roles = set()
-    elif given.keys() & {"query", "document", "score"}:
+    elif given.keys() & {"query", "document", "negative", "score"}:
         # A free column named `text` may still be the other half of a pair.
-        open_roles = {"query", "document", "score", "item"}
+        open_roles = {"query", "document", "negative", "score", "item"}
+        open_roles -= {"negative": {"score"}, "score": {"negative"}}.get(_judge(given), set())
     return {
         role: given.get(role) or (_first(free, TELLING[role]) if role in open_roles else None)
         for role in _ROLES
@@ -166,35 +182,49 @@ def _roles(rest: Sequence[str], given: Mapping[str, str]) -> dict[str, str | Non
 
 
 def _named(
-    roles: Mapping[str, str | None], rest: Sequence[str], source: str, *, is_scored: bool
+    roles: Mapping[str, str | None], rest: Sequence[str], source: str, given: Mapping[str, str]
 ) -> tuple[Kind | None, tuple[str, ...]]:
     """The kind that the names tell, with its columns; (None, ()) where they do not.
 
     A score found by its name makes no pair of a text and some other column; one that the user named
-    does (`is_scored`).
+    does. So it is with a negative.
     """
-    item, label, query, document, score = (roles[role] for role in _ROLES)
+    item, label, query, document, negative, score = (roles[role] for role in _ROLES)
     if item and label and query and document:
         raise DataError(
             f"{source}: {_listed((item, label))} could be item and label, and "
             f"{_listed((query, document))} query and document. Say which with `columns`."
         )
+    if negative and score and (query or document):
+        raise DataError(
+            f"{source}: {_listed((negative, score))} could be the negative of triplets, and the "
+            "score of pairs. Say which with `columns`, such as {query: …, document: …, negative: "
+            f"{negative}}}, or name query and document alone."
+        )
+    last = {"negative": negative} if negative else {"score": score} if score else {}
     if query and document:
-        return _paired(query, document, score)
+        return _joined(query, document, last)
     if label:
         others = [name for name in rest if name != label]
         text = item or query or document or (others[0] if len(others) == 1 else None)
         return ("labelled", (text, label)) if text else (None, ())
     if item and (query or document):
-        return _paired(query or item, document or item, score)
-    others = [name for name in rest if name != score]
-    if score and len(others) == 2 and (is_scored or not item):
-        return _paired(*_in_order(others, roles), score)
+        return _joined(query or item, document or item, last)
+    others = [name for name in rest if name not in last.values()]
+    if last and len(others) == 2 and (last.keys() <= given.keys() or not item):
+        return _joined(*_in_order(others, roles), last)
     return None, ()
 
 
-def _paired(query: str, document: str, score: str | None) -> tuple[Kind, tuple[str, ...]]:
-    return ("scored", (query, document, score)) if score else ("pairs", (query, document))
+def _joined(query: str, document: str, last: Mapping[str, str]) -> tuple[Kind, tuple[str, ...]]:
+    """Two columns with a third one, if any: a negative or a score."""
+    kind: Kind = "triplets" if "negative" in last else "scored" if last else "pairs"
+    return kind, (query, document, *last.values())
+
+
+def _judge(given: Mapping[str, str]) -> str:
+    """Which third column the user named, if any."""
+    return next((role for role in ("negative", "score") if role in given), "")
 
 
 def _in_order(rest: Sequence[str], roles: Mapping[str, str | None]) -> tuple[str, str]:
@@ -213,7 +243,7 @@ def _single(
             f"{source}: the columns {_listed(rest)} do not tell which is the text. Say it with "
             "`columns`, such as {item: "
             + (rest[0] if rest else "text")
-            + ", label: …}, or {query: …, document: …}, or these with score: … too."
+            + ", label: …}, or {query: …, document: …}, or these with score: … or negative: … too."
         )
     return "items", (text,)
 

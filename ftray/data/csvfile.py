@@ -13,7 +13,7 @@ Detected, unless `CsvOptions` says it:
 - header: the first row is a header if two of its cells (or its only one) are known column names;
   also if all its cells are different short single words, none of which comes again in its column,
   and most cells of a column below are texts of several words; also if it holds no number, and all
-  cells of a column below are numbers.
+  cells of a column below are numbers; the same of addresses of images or of points.
 """
 
 from __future__ import annotations
@@ -33,9 +33,13 @@ from typing import TextIO
 from charset_normalizer import from_bytes
 
 from ftray.config import CsvOptions
+from ftray.data.addresses import all_addresses
+from ftray.data.arrow_values import check_marks
 from ftray.data.cleaning import counted
 from ftray.data.columns import KNOWN_NAMES
-from ftray.data.loading import Choose, Loaded, TableBuilder, known_encoding, undecodable
+from ftray.data.loading import Choose, Loaded, known_encoding, undecodable
+from ftray.data.roles import CAPTION_NAMES, FILE_NAMES, THING_NAMES
+from ftray.data.tables import TableBuilder
 from ftray.errors import DataError
 
 __all__ = ["load_csv"]
@@ -43,6 +47,7 @@ __all__ = ["load_csv"]
 _SAMPLE_CHARS = 1 << 16
 _SAMPLE_ROWS = 200
 _MAX_CELL_CHARS = 1 << 24
+_ALL_NAMES = KNOWN_NAMES.union(THING_NAMES, FILE_NAMES, CAPTION_NAMES)
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 _FOREIGN = re.compile(r"\w*[^\W\x00-\x7f]\w*")
 _NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
@@ -195,6 +200,8 @@ def _load(
             )
         builder.add((cells[place] for place in places), number)
     table, positions = builder.finish()
+    for column in table.columns:
+        check_marks(column, lambda row: f"{source}, line {positions[row].as_py()}")
     if rows.blank:
         said.append(f"{counted(rows.blank, 'blank line')} skipped")
     return Loaded(layout=layout, table=table, unit="line", positions=positions, notes=tuple(said))
@@ -221,6 +228,9 @@ def _has_header(
     columns = [[row[i].strip() for row in below] for i in range(len(first))]
     if any(all(_NUMBER.fullmatch(cell) for cell in column) for column in columns):
         return not any(_NUMBER.fullmatch(cell) for cell in first)
+    addresses = [all_addresses(column) for column in columns]
+    if any(addresses):
+        return not any(all_addresses([first[i]]) for i, found in enumerate(addresses) if found)
     if not all(_WORD.fullmatch(cell) for cell in first):
         return False
     recurs = any(cell in column for cell, column in zip(first, columns, strict=True))
@@ -229,7 +239,8 @@ def _has_header(
 
 
 def _known_header(cells: Sequence[str]) -> bool:
-    known = sum(cell.strip().lower() in KNOWN_NAMES for cell in cells)
+    telling = KNOWN_NAMES if len(cells) == 1 else _ALL_NAMES
+    known = sum(cell.strip().lower() in telling for cell in cells)
     return known >= min(2, len(cells))
 
 
@@ -238,6 +249,9 @@ def _dialect(file: TextIO, path: Path, options: CsvOptions) -> tuple[_Dialect, t
     quotechar = _character("quotechar", options.quotechar) if options.quotechar else None
     if options.delimiter is not None:
         delimiter = _character("delimiter", options.delimiter.replace("\\t", "\t"))
+        return _Dialect(delimiter=delimiter, quotechar=quotechar), ()
+    if options.dialect != "auto":
+        delimiter = "\t" if options.dialect == "excel-tab" else ","
         return _Dialect(delimiter=delimiter, quotechar=quotechar), ()
     if path.suffix.lower() == ".tsv":
         return _Dialect(delimiter="\t", quotechar=quotechar), ()

@@ -3,6 +3,7 @@
 The same text twice is one text. Labelled rows are (text, class); pairs are (query, document) with
 the connected group of pairs that share texts, so that losses on labels never take a text that is
 stated to be relevant, however indirectly, for a negative. InfoNCE masks by the texts themselves.
+Triplets are pairs with a negative each, which connects nothing.
 Scored pairs are pairs with a number; nothing is a negative there, and the groups only tell which
 pairs a split must not part.
 """
@@ -19,7 +20,7 @@ import pyarrow as pa
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ftray.data.cleaning import coded
+from ftray.data.distinct import numbered_rows
 from ftray.data.readers import Records
 from ftray.errors import DataError
 from ftray.media import NO_BLOBS, Blobs, Content, Modality, contents, modalities_of
@@ -42,7 +43,7 @@ class StepRows:
         columns: position in `texts` of each row's cells, `(B, C)`.
         text_ids: text number of each row's cells, `(B, C)`: equal numbers are equal texts.
         label_items: position in `texts` of each labelled item, `(M,)`.
-        labels: class or group of each labelled item, `(M,)`.
+        labels: class or group of each labelled item, `(M,)`. Negatives have none.
         scores: the score of each row, `(B,)`; `(0,)` where there are none.
     """
 
@@ -61,12 +62,13 @@ class TrainSet:
 
     Things that are no texts stand among these as references (see `ftray.media`), and `blobs` has
     the contents of those that lie in no file.
-    `C` is 1 for labelled data and 2 for pairs; scored pairs have `scores` `(N,)`, others None.
+    `C` is 1 for labelled data, 2 for pairs, and 3 for triplets (query, document, negative); scored
+    pairs have `scores` `(N,)`, others None.
     `n_groups` is the number of classes, or of connected groups of pairs, in the whole data: the
     parts of a split number their groups alike, though they may not hold all of them.
     """
 
-    kind: Literal["labelled", "pairs", "scored"]
+    kind: Literal["labelled", "pairs", "triplets", "scored"]
     texts: pa.Array
     rows: Numbers
     groups: Numbers
@@ -83,8 +85,17 @@ class TrainSet:
     @property
     def modalities(self) -> tuple[frozenset[Modality], ...]:
         """What each column holds."""
-        columns = (np.unique(self.rows[:, column]) for column in range(self.rows.shape[1]))
-        return tuple(modalities_of(self.texts.take(pa.array(numbers))) for numbers in columns)
+        columns = range(self.rows.shape[1])
+        held = modalities_of(self.texts)
+        if len(held) == 1:
+            return tuple(held for _ in columns)
+        numbers = (np.unique(self.rows[:, column]) for column in columns)
+        return tuple(modalities_of(self.texts.take(pa.array(some))) for some in numbers)
+
+    @property
+    def example(self) -> Content:
+        """The first thing that a row holds."""
+        return contents([self.texts[int(self.rows[0, 0])].as_py()], self.blobs)[0]
 
     @property
     def texts_alone(self) -> bool:
@@ -102,8 +113,8 @@ class TrainSet:
         """
         cells = self.rows[rows]
         width = cells.shape[1]
-        by_role = roles_differ and self.kind == "pairs"
-        roles = np.arange(width) if by_role else np.zeros(width, np.int64)
+        by_role = roles_differ and self.kind in ("pairs", "triplets")
+        roles = np.minimum(np.arange(width), 1 if by_role else 0)  # negatives are documents
         keys = (cells * 2 + roles).ravel()
         distinct, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
         order = np.argsort(first, kind="stable")
@@ -121,9 +132,8 @@ class TrainSet:
         if self.kind == "labelled":
             label_items, labels = columns[:, 0], self.groups[rows]
         else:
-            label_items = np.arange(len(items))
-            labels = np.empty(len(items), np.int64)
-            labels[columns] = self.groups[rows][:, None]
+            label_items, where = np.unique(columns[:, :2], return_index=True)
+            labels = self.groups[rows][where // 2]
         return StepRows(
             rows=rows,
             texts=items,
@@ -201,24 +211,21 @@ def train_set(records: Records, *, where: str = "train_data") -> TrainSet:
     if records.kind == "items":
         raise DataError(
             f"{where} ({records.source}) has one column of texts. To learn from, it needs labels "
-            "(item,label) or pairs (query,document), which may have a score."
+            "(item,label) or pairs (query,document), which may have a score or a negative."
         )
-    if records.kind == "labelled":
-        return _labelled(records)
-    return _scored(records) if records.kind == "scored" else _pairs(records)
+    return _labelled(records) if records.kind == "labelled" else _pairs(records, records.kind)
 
 
 def _labelled(records: Records) -> TrainSet:
-    texts, (items,) = coded(records.table["item"])
-    names, (labels,) = coded(records.table["label"])
-    cells = np.stack([items, labels], axis=1)
-    cells = cells[_distinct(cells)]
+    cells = records.cells
+    assert cells.labels is not None and cells.marks is not None
+    kept = numbered_rows(*cells.keys)[1]
     return TrainSet(
         kind="labelled",
-        texts=texts,
-        rows=cells[:, :1],
-        groups=cells[:, 1],
-        n_groups=len(names),
+        texts=cells.texts,
+        rows=cells.columns[0][kept, None],
+        groups=cells.marks[kept],
+        n_groups=len(cells.labels),
         notes=records.notes,
         source=records.source,
         fingerprint=records.fingerprint,
@@ -226,14 +233,15 @@ def _labelled(records: Records) -> TrainSet:
     )
 
 
-def _pairs(records: Records) -> TrainSet:
-    texts, columns = coded(records.table["query"], records.table["document"])
-    rows = np.stack(columns, axis=1)
-    rows = rows[_distinct(rows)]
-    groups, note = _connected(rows, len(texts))
+def _pairs(records: Records, kind: Literal["pairs", "triplets", "scored"]) -> TrainSet:
+    """Pairs, which may have scores or negatives; one pair with two of these is two rows."""
+    cells = records.cells
+    kept = numbered_rows(*cells.keys)[1]
+    rows = np.stack([column[kept] for column in cells.columns], axis=1)
+    groups, note = _connected(rows[:, :2], len(cells.texts))
     return TrainSet(
-        kind="pairs",
-        texts=texts,
+        kind=kind,
+        texts=cells.texts,
         rows=rows,
         groups=groups,
         n_groups=int(groups.max()) + 1,
@@ -241,28 +249,7 @@ def _pairs(records: Records) -> TrainSet:
         source=records.source,
         fingerprint=records.fingerprint,
         blobs=records.blobs,
-    )
-
-
-def _scored(records: Records) -> TrainSet:
-    """Pairs with their scores; the same pair with two scores is two rows."""
-    texts, columns = coded(records.table["query"], records.table["document"])
-    scores = records.table["score"].to_numpy()
-    _, score_codes = np.unique(scores, return_inverse=True)
-    kept = _distinct(np.stack([*columns, score_codes], axis=1))
-    rows = np.stack(columns, axis=1)[kept]
-    groups, note = _connected(rows, len(texts))
-    return TrainSet(
-        kind="scored",
-        texts=texts,
-        rows=rows,
-        groups=groups,
-        n_groups=int(groups.max()) + 1,
-        notes=(*records.notes, *note),
-        source=records.source,
-        fingerprint=records.fingerprint,
-        blobs=records.blobs,
-        scores=scores[kept],
+        scores=records.table["score"].to_numpy()[kept] if kind == "scored" else None,
     )
 
 
@@ -276,9 +263,3 @@ def _connected(rows: Numbers, n_texts: int) -> tuple[Numbers, list[str]]:
         return groups.astype(np.int64), []
     note = f"pairs that share texts form {len(sizes)} groups, the largest with {sizes.max()} "
     return groups.astype(np.int64), [f"{note}of {len(rows)} pairs"]
-
-
-def _distinct(rows: Numbers) -> Numbers:
-    """The first of each of the equal rows, in their order."""
-    _, first = np.unique(rows, axis=0, return_index=True)
-    return np.sort(first)

@@ -15,11 +15,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from docarray import BaseDoc, DocList, DocVec
+from docarray.documents import TextDoc
+from docarray.documents.legacy import LegacyDocument
+from docarray.documents.mesh import VerticesAndFaces
+from docarray.documents.point_cloud import PointsAndColors
 from docarray.typing import NdArray
 
+from ftray.config import CsvOptions
 from ftray.data.cleaning import guessed_kind, scores_as_numbers, stripped
 from ftray.data.columns import Kind, Layout, resolve
 from ftray.data.loading import Loaded, load_rows
+from ftray.data.values import TEXTS, Values, is_thing, typed_address
 from ftray.errors import DataError
 from ftray.words import counted
 
@@ -31,6 +37,7 @@ __all__ = [
     "ScoredPair",
     "TextItem",
     "TextPair",
+    "TextTriplet",
     "doclist_to_table",
     "load_documents",
     "records_to_doclist",
@@ -45,8 +52,11 @@ TAGS = {LABEL: "label"}
 RANDOM_ID = re.compile(r"[0-9a-f]{32}")
 """Ids that docarray draws; a DocVec does not tell whether an id was given."""
 
-NESTED = ("chunks", "matches", "tags", "scores", "tensor", "blob", "embedding")
+NESTED = ("chunks", "matches", "tags", "scores", "embedding")
 """Fields of docarray's own documents that are no columns, unless they hold a text or a number."""
+
+CONTENT = ("text", "bytes_", "blob", "tensor", "tensors", "url", "uri")
+"""Fields that hold what a document is, in one form or another; the first that is set counts."""
 
 
 class LabelledText(BaseDoc):  # type: ignore[misc]
@@ -61,6 +71,14 @@ class TextPair(BaseDoc):  # type: ignore[misc]
 
     query: str
     document: str
+
+
+class TextTriplet(BaseDoc):  # type: ignore[misc]
+    """A query, a document that is relevant to it, and one that is not."""
+
+    query: str
+    document: str
+    negative: str
 
 
 class ScoredPair(BaseDoc):  # type: ignore[misc]
@@ -100,7 +118,8 @@ def doclist_to_table(docs: Any) -> tuple[Kind, pa.Table]:
         DataError: fields that tell no role, or a value that is not a text.
     """
     source = f"a DocList of {counted(len(docs), 'document')}"
-    loaded = load_documents(docs, partial(resolve, source=source), source=source)
+    values = Values(TEXTS, CsvOptions())
+    loaded = load_documents(docs, partial(resolve, source=source), source=source, values=values)
     table = stripped(loaded.table)
     kind = loaded.layout.kind
     if kind is None:
@@ -115,36 +134,97 @@ def load_documents(
     choose: Callable[[Sequence[str]], Layout],
     *,
     source: str,
+    values: Values,
     size: int | None = None,
 ) -> Loaded:
-    """Documents for `read_records`: rows not yet cleaned, and a kind that may be undecided."""
+    """Documents for `read_records`: rows not yet cleaned, and a kind that may be undecided.
+
+    A document inside a document stands for what it holds: its text, bytes, tensor or address. Two
+    `chunks` without a score, a text and an image, are a pair, as Finetuner has them for CLIP.
+    """
     if not len(docs):
         raise DataError(f"{source} has no rows.")
     stacked = isinstance(docs, DocVec)
     docs = list(docs)  # DocVec.to_doc_list would empty the user's
-    fields = [name for name in type(docs[0]).model_fields if _is_plain(docs[0], name)]
+    fields = _fields(docs[0])
     given = all("id" in doc.model_fields_set for doc in docs)
     if given and not (stacked and all(RANDOM_ID.fullmatch(doc.id) for doc in docs)):
         fields.insert(0, "id")
     rows, notes = _rows(docs, fields), []
     if _inner(docs[0], "matches"):
         rows, notes = _matched(docs, fields), _left_out(docs)
-    elif len(_inner(docs[0], "chunks")) == 2 and SCORE in _tags(docs[0]):
-        rows = _chunked(docs, source)
-    loaded = load_rows(rows, choose, source=source, unit="index", size=size)
+    elif len(_inner(docs[0], "chunks")) == 2 and not docs[0].text:
+        rows = _chunked(docs, source, scored=SCORE in _tags(docs[0]))
+    loaded = load_rows(rows, choose, source=source, unit="index", values=values, size=size)
     return replace(loaded, notes=(*loaded.notes, *notes))
 
 
+def holds_things(docs: Any) -> bool:
+    """Whether a field of the first document is an image or another thing by its type."""
+    for doc in list(docs)[:1]:
+        fields = [name for name in type(doc).model_fields if name != "embedding"]
+        held = [content(getattr(doc, name)) for name in fields]
+        return any(is_thing(value) or typed_address(value) for value in held)
+    return False
+
+
+def _fields(doc: Any) -> list[str]:
+    """The fields that are columns; the id is asked for separately.
+
+    Of the fields that hold a document's content in several forms, as an image's address and its
+    pixels, there is one; a text and an image in one document are two things.
+    """
+    names = [name for name in type(doc).model_fields if _is_plain(doc, name)]
+    held = [name for name in CONTENT if name in names and _is_set(getattr(doc, name))]
+    own = "text" if isinstance(doc, TextDoc | LegacyDocument) else None
+    if own in held:
+        held = [own]
+    forms = [name for name in held if name != "text"]
+    dropped = {name for name in CONTENT[1:] if name not in forms[:1]}
+    if "text" not in held and forms:
+        dropped.add("text")
+    return [name for name in names if name not in dropped]
+
+
 def _is_plain(doc: Any, name: str) -> bool:
-    """Whether a field can be a column; the id is asked for separately."""
     value = getattr(doc, name, None)
     return name != "id" and (name not in NESTED or isinstance(value, str | int | float))
+
+
+def _is_set(value: Any) -> bool:
+    return value is not None and not (isinstance(value, str | bytes) and not value)
+
+
+def content(value: Any) -> Any:
+    """What a document stands for: its bytes, tensor, address or text; other values as they are."""
+    if not isinstance(value, BaseDoc):
+        return value
+    if isinstance(value, VerticesAndFaces):
+        return _off(value)
+    if isinstance(value, PointsAndColors):
+        return value.points
+    for name in CONTENT:
+        inner = getattr(value, name, None)
+        if _is_set(inner):
+            return content(inner)
+    return None
+
+
+def _off(mesh: VerticesAndFaces) -> bytes:
+    """A mesh as an .off file."""
+    vertices = np.asarray(mesh.vertices, np.float64).tolist()
+    faces = np.asarray(mesh.faces, np.int64).tolist()
+    lines = ["OFF", f"{len(vertices)} {len(faces)} 0"]
+    lines += [" ".join(map(repr, vertex)) for vertex in vertices]
+    lines += [" ".join(map(str, (len(face), *face))) for face in faces]
+    return "\n".join(lines).encode()
 
 
 def _rows(docs: Any, fields: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     for index, doc in enumerate(docs):
         tags = {TAGS.get(name, name): value for name, value in _tags(doc).items()}
-        yield index, tags | {name: getattr(doc, name) for name in fields if hasattr(doc, name)}
+        held = {name: content(getattr(doc, name)) for name in fields if hasattr(doc, name)}
+        yield index, tags | held
 
 
 def _matched(docs: Any, fields: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -152,20 +232,23 @@ def _matched(docs: Any, fields: Sequence[str]) -> Iterator[tuple[int, dict[str, 
     for index, doc in enumerate(docs):
         ident = {"id": doc.id} if "id" in fields else {}
         for match in filter(_is_relevant, _inner(doc, "matches")):
-            yield index, {**ident, "query": doc.text, "document": match.text}
+            yield index, {**ident, "query": content(doc), "document": content(match)}
 
 
-def _chunked(docs: Any, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Two texts and their score."""
+def _chunked(docs: Any, source: str, *, scored: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Two things and their score; or a text and what it describes, whichever stands first."""
     for index, doc in enumerate(docs):
         chunks, tags = _inner(doc, "chunks"), _tags(doc)
-        if len(chunks) != 2 or SCORE not in tags:
-            raise DataError(
-                f"{source}, index {index}: two chunks and the tag {SCORE} are expected, as the "
-                "first document has."
-            )
-        first, second = (chunk.text for chunk in chunks)
-        yield index, {"query": first, "document": second, "score": tags[SCORE]}
+        if len(chunks) != 2 or (SCORE in tags) != scored:
+            expected = f"two chunks and {'the' if scored else 'no'} tag {SCORE} are expected"
+            raise DataError(f"{source}, index {index}: {expected}, as the first document has.")
+        first, second = map(content, chunks)
+        if scored:
+            yield index, {"query": first, "document": second, "score": tags[SCORE]}
+        elif chunks[1].text and not chunks[0].text:
+            yield index, {"query": second, "document": first}
+        else:
+            yield index, {"query": first, "document": second}
 
 
 def _left_out(docs: Any) -> list[str]:
@@ -198,6 +281,7 @@ def records_to_doclist(records: Records) -> Any:
     classes: dict[Kind, type[BaseDoc]] = {
         "labelled": LabelledText,
         "pairs": TextPair,
+        "triplets": TextTriplet,
         "scored": ScoredPair,
         "items": TextItem,
     }

@@ -13,6 +13,7 @@ from ftray.data.relevance import RetrievalSet
 from ftray.data.retrieval import is_folder, is_same, retrieval_set
 from ftray.data.scored import PairSet, pair_set
 from ftray.errors import ConfigError, DataError
+from ftray.media import Modality
 
 __all__ = ["evaluation_data"]
 
@@ -24,16 +25,18 @@ def evaluation_data(
     columns: Mapping[str, str] | None = None,
     inherited: Mapping[str, str] | None = None,
     csv_options: CsvOptions | Mapping[str, Any] | None = None,
+    modalities: frozenset[Modality] | None = None,
 ) -> RetrievalSet | PairSet:
     """Read the data of an evaluation: a `PairSet` if the queries are scored pairs.
 
     Args:
-        query_data: labelled texts, pairs, scored pairs, or a BEIR folder.
+        query_data: labelled texts, pairs, triplets, scored pairs, or a BEIR folder.
         index_data: what is searched; see `retrieval_set`. Scored pairs have none.
         columns: roles to columns.
         inherited: the same of the training data, for data that has all these columns; names decide
             where it lacks one.
         csv_options: how to read both.
+        modalities: what the model takes; None = not known.
 
     Raises:
         ConfigError: for an index beside scored pairs.
@@ -41,11 +44,11 @@ def evaluation_data(
     """
     if is_folder(query_data):
         return retrieval_set(query_data, index_data, columns=columns, csv_options=csv_options)
-    read = partial(read_records, csv_options=csv_options, where="query_data")
+    read = partial(read_records, csv_options=csv_options, modalities=modalities, where="query_data")
     options = dict(csv_options or {})
     told = options.get("header") is False or options.get("is_labeled") is not None
     taken = None if columns or told else inherited
-    records = _inherited(query_data, taken, options) if taken else None
+    records = _inherited(query_data, taken, options, modalities) if taken else None
     if records is None:
         taken = None
         records = read(query_data, columns=columns)
@@ -58,7 +61,7 @@ def evaluation_data(
             )
         return pair_set(records)
     index = None if is_same(query_data, index_data) else index_data
-    judge = partial(retrieval_set, records, index, csv_options=csv_options)
+    judge = partial(retrieval_set, records, index, csv_options=csv_options, modalities=modalities)
     if taken is None:
         return judge(columns=columns)
     try:
@@ -67,14 +70,21 @@ def evaluation_data(
         return judge()
 
 
-def _inherited(data: Any, columns: Mapping[str, str], options: Mapping[str, Any]) -> Records | None:
+def _inherited(
+    data: Any,
+    columns: Mapping[str, str],
+    options: Mapping[str, Any],
+    modalities: frozenset[Modality] | None,
+) -> Records | None:
     """The data read by the columns of the training data; None where these do not fit it.
 
     Data that names alone tell to be scored pairs stay that: two texts named by the training data
     would leave the score unread.
     """
     try:
-        records = read_records(data, columns=columns, csv_options=options, where="query_data")
+        records = read_records(
+            data, columns=columns, csv_options=options, modalities=modalities, where="query_data"
+        )
     except MissingColumnError:
         return None
     if records.kind == "pairs" and _is_scored(data, options):

@@ -1,7 +1,6 @@
 """Rows, JSON, Parquet and Arrow tables to one Arrow table whose columns have our names.
 
-Cells come out as strings or nulls, scores too, unchecked and unstripped; `readers.read_records`
-cleans them.
+Cells come out as strings or nulls, scores too, unchecked; `readers.read_records` cleans them.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import codecs
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from numbers import Real
 from pathlib import Path
@@ -18,14 +18,16 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ftray.data.arrow_values import cells_of
 from ftray.data.columns import Layout
+from ftray.data.files import Files
+from ftray.data.tables import TableBuilder
+from ftray.data.values import Values, is_thing
 from ftray.errors import DataError, nearest
-from ftray.media import NO_BLOBS, Blobs
 
 __all__ = [
     "Choose",
     "Loaded",
-    "TableBuilder",
     "Unit",
     "known_encoding",
     "load_json",
@@ -35,13 +37,11 @@ __all__ = [
     "undecodable",
 ]
 
-Unit = Literal["line", "row", "record", "index"]
-"""How places are counted: lines, rows and records from 1; the index of a Python list from 0."""
+Unit = Literal["line", "row", "record", "index", "file"]
+"""How places are counted: all from 1, but the index of a Python list from 0."""
 
 Choose = Callable[[Sequence[str]], Layout]
 """Column names to their roles."""
-
-_CHUNK_ROWS = 50_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,8 @@ class Loaded:
         positions: the line, row or index of each row; None = they count on from the first.
         unit: what `positions` counts.
         notes: what was detected while reading.
-        blobs: contents of things that are no texts, and lie in no file.
+        source: what messages call it; None = as it was given.
+        files: what addresses among the cells are relative to; None = this process's folder.
     """
 
     layout: Layout
@@ -61,44 +62,8 @@ class Loaded:
     unit: Unit
     positions: pa.ChunkedArray | None = None
     notes: tuple[str, ...] = ()
-    blobs: Blobs = NO_BLOBS
-
-
-class TableBuilder:
-    """Rows of cells to Arrow columns, with at most one chunk of rows in Python objects."""
-
-    def __init__(self, roles: Sequence[str]) -> None:
-        self.rows = 0
-        self._roles = tuple(roles)
-        self._cells: list[list[str | None]] = [[] for _ in self._roles]
-        self._chunks: list[list[pa.Array]] = [[] for _ in self._roles]
-        self._positions: list[int] = []
-        self._position_chunks: list[pa.Array] = []
-
-    def add(self, cells: Iterable[str | None], position: int) -> None:
-        """Append one row, which stands at `position` of the source."""
-        for column, cell in zip(self._cells, cells, strict=True):
-            column.append(cell)
-        self._positions.append(position)
-        self.rows += 1
-        if len(self._positions) == _CHUNK_ROWS:
-            self._flush()
-
-    def _flush(self) -> None:
-        for chunks, cells in zip(self._chunks, self._cells, strict=True):
-            chunks.append(pa.array(cells, pa.string()))
-            cells.clear()
-        self._position_chunks.append(pa.array(self._positions, pa.int64()))
-        self._positions.clear()
-
-    def finish(self) -> tuple[pa.Table, pa.ChunkedArray]:
-        """The table, and the position of each of its rows."""
-        self._flush()
-        columns = [pa.chunked_array(chunks, pa.string()) for chunks in self._chunks]
-        return (
-            pa.table(dict(zip(self._roles, columns, strict=True))),
-            pa.chunked_array(self._position_chunks, pa.int64()),
-        )
+    files: Files | None = None
+    source: str | None = None
 
 
 def load_rows(
@@ -107,9 +72,10 @@ def load_rows(
     *,
     source: str,
     unit: Unit,
+    values: Values,
     size: int | None = None,
 ) -> Loaded:
-    """Python rows, each with its position: dicts, texts, or tuples of two texts and maybe a score.
+    """Python rows, each with its position: dicts, single values, or tuples of two, maybe scored.
 
     The first row decides the shape and, of dicts, the names; all others must have the same.
     """
@@ -119,10 +85,10 @@ def load_rows(
         raise DataError(f"{source} has no rows.")
     layout, keys = _row_layout(head[0], choose, f"{source}, {unit} {head[0][0]}")
     builder = TableBuilder(tuple(layout.columns))
-    width = len(head[0][1])
+    width = len(head[0][1]) if isinstance(head[0][1], tuple | list) else 0
     for position, row in islice(chain(head, stream), size):
         place = f"{source}, {unit} {position}"
-        builder.add(_row_cells(row, keys, layout, place, width=width), position)
+        builder.add(_row_cells(row, keys, layout, place, values, width=width), position)
     table, positions = builder.finish()
     return Loaded(layout=layout, table=table, unit=unit, positions=positions)
 
@@ -134,17 +100,21 @@ def _row_layout(
     row = first[1]
     if isinstance(row, str):
         return choose(["text"]), None
+    if is_thing(row):
+        return choose(["item"]), None
     if isinstance(row, Mapping):
         layout = choose([str(name) for name in row])
         return layout, tuple(layout.columns.values())
-    names = ["column 1", "column 2", "score"]
-    if isinstance(row, tuple | list) and (len(row) == 2 or _is_scored(row)):
+    names = ["column 1", "column 2"]
+    if isinstance(row, tuple | list) and len(row) in (2, 3):
+        names += ["score" if _is_scored(row) else "column 3"]
         layout = choose(names[: len(row)])
         return layout, tuple(names.index(name) for name in layout.columns.values())
     what = f"{type(row).__name__} of {len(row)}" if isinstance(row, tuple | list) else repr(row)
     raise DataError(
         f"{place}: {what[:80]} is not a record. Valid: a dict with named texts, a tuple of two "
-        "texts, or of two and a number, or a text."
+        "or three texts, or of two and a number, or a text; where a text stands, an image or an "
+        "array may."
     )
 
 
@@ -157,12 +127,13 @@ def _row_cells(
     keys: Sequence[str] | Sequence[int] | None,
     layout: Layout,
     place: str,
+    values: Values,
     *,
     width: int,
 ) -> Iterator[str | None]:
     """One row's cells; `width` is the length of the first row, which tuples must have."""
     if keys is None:
-        alike = isinstance(row, str)
+        alike = isinstance(row, str) or is_thing(row)
     else:
         alike = isinstance(row, Mapping if isinstance(keys[0], str) else tuple | list)
     if not alike:
@@ -170,7 +141,7 @@ def _row_cells(
             f"{place}: a {type(row).__name__}, but the first record is of another kind."
         )
     if keys is None:
-        return iter((row,))
+        return iter((values.cell(row, "item", place),))
     if not isinstance(row, Mapping):
         if len(row) != width:
             raise DataError(f"{place}: a tuple of {len(row)}, but the first record has {width}.")
@@ -179,86 +150,61 @@ def _row_cells(
             f"{place}: there is no '{missing[0]}', but the first record has "
             f"{', '.join(repr(key) for key in layout.columns.values())}."
         )
-    return (_cell(row[key], f"{place}, '{name}'") for key, name in _cells_of(keys, layout))
+    return (
+        values.cell(row[key], role, f"{place}, '{name}'")
+        for key, (role, name) in zip(keys, layout.columns.items(), strict=True)
+    )
 
 
-def _cells_of(keys: Sequence[Any], layout: Layout) -> Iterator[tuple[Any, str]]:
-    return zip(keys, layout.columns.values(), strict=True)
-
-
-def _cell(value: Any, place: str) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value != value:
-        return None  # pandas writes a missing cell as NaN
-    if isinstance(value, int | float) or type(value).__module__ == "numpy":
-        return str(value)
-    raise DataError(f"{place}: {type(value).__name__} is not a text.")
-
-
-def load_table(table: pa.Table, choose: Choose, *, source: str) -> Loaded:
+def load_table(
+    table: pa.Table, choose: Choose, *, source: str, values: Values, size: int | None = None
+) -> Loaded:
     """An Arrow table; integer labels and dictionary columns become strings."""
     layout = choose(table.column_names)
-    columns: dict[str, pa.ChunkedArray] = {}
-    for role, name in layout.columns.items():
-        column = table.column(name)
-        if not (_is_textual(column.type) or (role == "score" and pa.types.is_decimal(column.type))):
-            needed = "numbers" if role == "score" else "texts or whole numbers"
-            raise DataError(
-                f"{source}: column '{name}' holds {column.type}, and {role} must be {needed}."
-            )
-        columns[role] = column.cast(pa.string())
     if table.num_rows == 0:
         raise DataError(f"{source} has no rows.")
+    table = table.slice(0, size)
+    columns = {
+        role: cells_of(table.column(name), role, values, source=source, name=name)
+        for role, name in layout.columns.items()
+    }
     return Loaded(layout=layout, table=pa.table(columns), unit="row")
 
 
-def _is_textual(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        return _is_textual(kind.value_type)
-    tests = (
-        pa.types.is_string,
-        pa.types.is_large_string,
-        pa.types.is_string_view,
-        pa.types.is_integer,
-        pa.types.is_floating,  # whole numbers beside missing cells, as pandas writes them
-        pa.types.is_boolean,
-        pa.types.is_null,
-    )
-    return any(test(kind) for test in tests)
-
-
-def load_parquet(path: Path, choose: Choose, *, source: str) -> Loaded:
+def load_parquet(
+    path: Path, choose: Choose, *, source: str, values: Values, size: int | None = None
+) -> Loaded:
     """A Parquet file, memory-mapped; only the columns with a role are read."""
     try:
         names = pq.read_schema(path, memory_map=True).names
-        wanted = list(choose(names).columns.values())
+        layout = choose(names)
+        wanted = list(layout.columns.values())
         table = pq.read_table(path, columns=wanted, memory_map=True, partitioning=None)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{source} is not a readable Parquet file: {error}") from None
-    layout = choose(names)
-    loaded = load_table(table, lambda _: layout, source=source)
-    return Loaded(layout=layout, table=loaded.table, unit="row")
+    return load_table(table, lambda _: layout, source=source, values=values, size=size)
 
 
 def load_json(
-    path: Path, choose: Choose, *, source: str, encoding: str = "utf-8", size: int | None = None
+    path: Path,
+    choose: Choose,
+    *,
+    source: str,
+    values: Values,
+    encoding: str = "utf-8",
+    size: int | None = None,
 ) -> Loaded:
     """JSON lines, or one JSON list of records."""
     encoding = known_encoding(encoding)
+    load = partial(load_rows, choose=choose, source=source, values=values, size=size)
     try:
         with path.open(encoding=encoding) as file:
             start = file.read(4096).lstrip()
             file.seek(0)
             if start.startswith("[") and path.suffix.lower() == ".json":
                 records = _parsed(file.read(), source)
-                return load_rows(
-                    enumerate(records, 1), choose, source=source, unit="record", size=size
-                )
-            lines = _json_lines(file, source)
-            return load_rows(lines, choose, source=source, unit="line", size=size)
+                return load(enumerate(records, 1), unit="record")
+            return load(_json_lines(file, source), unit="line")
     except UnicodeError:
         hint = "Name the file's own encoding with csv_options.encoding."
         raise undecodable(path, encoding, source, hint) from None

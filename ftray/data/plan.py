@@ -310,8 +310,8 @@ def make_plan(
         items_per_class: K of a class-balanced step.
         seed: makes the plan.
         what: "training" or "validation", for messages.
-        negatives: whether rows of other groups are each other's negatives, which scored pairs have
-            none of.
+        negatives: whether rows of other groups are the only negatives; scored pairs have none, and
+            triplets bring theirs.
 
     Raises:
         DataError: for fewer than two groups: there would be no negatives; for a class-balanced

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ftray.data.beir import read_corpus, read_folder
+from ftray.data.beir import is_like_beir, read_corpus, read_folder
 from ftray.data.cleaning import fingerprint, quoted
 from ftray.data.readers import CsvOptions, Records, read_records
 from ftray.data.relevance import (
@@ -30,6 +30,7 @@ from ftray.data.relevance import (
     starts_of,
 )
 from ftray.errors import DataError
+from ftray.media import Modality
 
 __all__ = ["is_folder", "is_same", "read_beir", "retrieval_set"]
 
@@ -43,6 +44,7 @@ def retrieval_set(
     columns: Mapping[str, str] | None = None,
     index_columns: Mapping[str, str] | None = None,
     csv_options: CsvOptions | Mapping[str, Any] | None = None,
+    modalities: frozenset[Modality] | None = None,
 ) -> RetrievalSet:
     """Find out from data what is to be found by whom.
 
@@ -50,8 +52,9 @@ def retrieval_set(
 
     - Labelled queries look for documents of the same label: in a labelled index, or, without one,
       among themselves; `own_document` is then the query itself.
-    - Pairs look for the documents they are paired with: in an index of texts (of labelled texts or
-      pairs: their texts or documents), or, without one, among the documents of all pairs.
+    - Pairs and triplets look for the documents they are paired with: in an index of texts (of
+      labelled texts or pairs: their texts or documents), or, without one, among the documents of
+      all pairs, and the negatives of all triplets.
     - A BEIR folder brings its own index and judgements (`read_beir`).
 
     Across different sources, `own_document` is set only by ids of their own.
@@ -63,6 +66,7 @@ def retrieval_set(
         columns: roles to columns of the query data, and of a labelled index.
         index_columns: roles to columns of the index, instead.
         csv_options: how to read both; the index whole, without `size` and `sampling_rate`.
+        modalities: what the model takes; None = not known.
 
     Raises:
         DataError: queries with neither labels nor pairs, an index that does not go with them,
@@ -74,7 +78,13 @@ def retrieval_set(
             what = "columns" if columns else "index_data"
             raise DataError(f"{what}: the BEIR folder '{query_data}' brings its own.")
         return read_beir(query_data)
-    queries = read_records(query_data, columns=columns, csv_options=csv_options, where="query_data")
+    queries = read_records(
+        query_data,
+        columns=columns,
+        csv_options=csv_options,
+        modalities=modalities,
+        where="query_data",
+    )
     if queries.kind == "items":
         raise DataError(
             f"query_data: {queries.source} holds texts alone, which do not say what is relevant. "
@@ -82,7 +92,7 @@ def retrieval_set(
         )
     labelled = queries.kind == "labelled"
     names = index_columns or (columns if labelled else None)
-    index = None if alone else _read_index(index_data, names, csv_options)
+    index = None if alone else _read_index(index_data, names, csv_options, modalities)
     return _labelled(queries, index) if labelled else _pairs(queries, index)
 
 
@@ -125,8 +135,8 @@ def read_beir(folder: str | os.PathLike[str]) -> RetrievalSet:
 
 
 def is_folder(data: Any) -> bool:
-    """Whether data is given as a folder."""
-    return isinstance(data, str | os.PathLike) and Path(data).is_dir()
+    """Whether data is given as a folder of BEIR's; there are others, of images."""
+    return isinstance(data, str | os.PathLike) and is_like_beir(Path(data))
 
 
 def is_same(query_data: Any, index_data: Any) -> bool:
@@ -137,7 +147,12 @@ def is_same(query_data: Any, index_data: Any) -> bool:
     return query_data is index_data
 
 
-def _read_index(data: Any, columns: Mapping[str, str] | None, csv_options: Any) -> Records:
+def _read_index(
+    data: Any,
+    columns: Mapping[str, str] | None,
+    csv_options: Any,
+    modalities: frozenset[Modality] | None,
+) -> Records:
     if is_folder(data):
         if not (Path(data) / "corpus.jsonl").is_file():
             raise DataError(f"index_data: '{data}' is a folder without a BEIR corpus.jsonl.")
@@ -151,11 +166,18 @@ def _read_index(data: Any, columns: Mapping[str, str] | None, csv_options: Any) 
             fingerprint=fingerprint("items", table),
         )
     options = dict(csv_options or {}) | {"size": None, "sampling_rate": None}
-    return read_records(data, columns=columns, csv_options=options, where="index_data")
+    return read_records(
+        data, columns=columns, csv_options=options, modalities=modalities, where="index_data"
+    )
 
 
 def _side(records: Records, column: str) -> Side:
-    encoded = records.table[column].cast(pa.large_string()).combine_chunks().dictionary_encode()
+    """The distinct texts of a column; the documents of triplets are followed by the negatives."""
+    cells = records.table[column].cast(pa.large_string())
+    if records.kind == "triplets" and column == "document":
+        negatives = records.table["negative"].cast(pa.large_string())
+        cells = pa.chunked_array([*cells.chunks, *negatives.chunks])
+    encoded = cells.combine_chunks().dictionary_encode()
     texts = encoded.dictionary
     rows = encoded.indices.to_numpy().astype(np.int64)
     numbered = [str(i) for i in range(len(texts))]
@@ -168,7 +190,7 @@ def _side(records: Records, column: str) -> Side:
         first_row.setdefault(ident, row)
         if own_ids.setdefault(ident, text) == text:
             continue
-        if records.kind == "pairs":
+        if records.kind in ("pairs", "triplets"):
             note = f"the ids of {records.source} are not those of its queries, and not used"
             return Side(
                 texts=texts,
@@ -224,7 +246,7 @@ def _pairs(records: Records, index: Records | None) -> RetrievalSet:
     queries = _side(records, "query")
     if index is None:
         documents = _side(records, "document")
-        targets = documents.rows
+        targets = documents.rows[: records.table.num_rows]
         own = np.full(len(queries.texts), -1)
     else:
         documents = _side(index, "item" if "item" in index.table.column_names else "document")

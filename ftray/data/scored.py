@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ftray.data.cleaning import coded
+from ftray.data.distinct import coded
 from ftray.data.readers import Records
 from ftray.errors import DataError
 from ftray.media import NO_BLOBS, Blobs

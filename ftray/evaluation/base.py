@@ -24,11 +24,16 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What a scorer returns: metrics over all data, and one row per query or per pair."""
+    """What a scorer returns: metrics over all data, and one row per query or per pair.
+
+    Matches of example queries may have a small picture, `image`, a data URI; `query_images` are
+    those of the queries.
+    """
 
     metrics: dict[str, float]
     per_query: pa.Table
     examples: dict[str, list[dict[str, Any]]] | None = None
+    query_images: dict[str, str] | None = None
     queries_without_relevant: int = 0
 
 

@@ -14,6 +14,8 @@ from ftray.evaluation.metrics import judge, means
 from ftray.evaluation.search import ExactIndex
 from ftray.evaluation.similarity import SimilarityScorer
 from ftray.evaluation.spec import EvaluationSpec, RetrievalSpec, SimilaritySpec
+from ftray.media import Media, contents, modality_of, shown, shown_cell
+from ftray.models.pictures import thumbnail
 
 __all__ = ["RetrievalScorer", "make_scorer"]
 
@@ -54,44 +56,64 @@ class RetrievalScorer(Scorer):
             judged,
             (ranked >= 0).sum(axis=1),
             limit=spec.limit,
-            describe=lambda query: f"'{_short(data.query_texts[query].as_py())}'",
+            describe=lambda query: f"'{_short(shown_cell(data.query_texts[query].as_py()))}'",
         )
         table = pa.table(
             {
                 "query_id": data.query_ids,
-                "query": data.query_texts,
+                "query": shown(data.query_texts),
                 "relevant": judged.relevant,
                 **values,
             }
         )
+        examples, pictures = self._examples(ranked, found) if spec.examples else (None, None)
         return Scores(
             metrics=means(values),
             per_query=table,
-            examples=self._examples(ranked, found) if spec.examples else None,
+            examples=examples,
+            query_images=pictures,
             queries_without_relevant=int((judged.relevant == 0).sum()),
         )
 
-    def _examples(self, ranked: Any, found: Floats) -> dict[str, list[dict[str, Any]]]:
+    def _examples(
+        self, ranked: Any, found: Floats
+    ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
+        """The rankings of the first queries, and the pictures of those that are images."""
         data = self._spec.data
-        documents = data.document_texts
-        texts = data.query_texts.slice(0, self._spec.examples).to_pylist()
+        cells = data.query_texts.slice(0, self._spec.examples).to_pylist()
+        texts = [shown_cell(cell) for cell in cells]
         examples: dict[str, list[dict[str, Any]]] = {}
+        pictures: dict[str, str] = {}
         for query, text in enumerate(texts):
             relevant = set(data.relevant(query)[0].tolist())
             key = text
             while key in examples or (key == text and texts.count(text) > 1):
                 key += f" [{data.query_ids[query]}]"  # two queries may have one text
+            pictures.update(self._picture(cells[query], key))
             examples[key] = [
                 {
-                    "id": data.document_ids[position],
-                    "text": documents[position].as_py(),
+                    **self._document(position),
                     "score": float(score),
                     "relevant": position in relevant,
                 }
                 for position, score in zip(ranked[query].tolist(), found[query], strict=True)
                 if position >= 0
             ]
-        return examples
+        return examples, pictures
+
+    def _document(self, position: int) -> dict[str, Any]:
+        data = self._spec.data
+        cell = data.document_texts[position].as_py()
+        ident = data.document_ids[position]
+        return {"id": ident, "text": shown_cell(cell), **self._picture(cell, "image")}
+
+    def _picture(self, cell: str, key: str) -> dict[str, str]:
+        """A small picture of an image; nothing of anything else."""
+        if modality_of(cell) != "image":
+            return {}
+        (content,) = contents([cell], self._spec.data.blobs)
+        assert isinstance(content, Media)
+        return {key: thumbnail(content)}
 
 
 def _short(text: str) -> str:

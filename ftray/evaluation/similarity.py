@@ -13,6 +13,7 @@ from scipy import stats
 from ftray.errors import DataError
 from ftray.evaluation.base import Scorer, Scores
 from ftray.evaluation.spec import SimilaritySpec, check_distance
+from ftray.media import shown, shown_cell
 
 __all__ = ["SimilarityScorer", "correlations", "similarities"]
 
@@ -41,16 +42,16 @@ class SimilarityScorer(Scorer):
         if not finite.all():
             text = data.texts[int(np.flatnonzero(~finite)[0])].as_py()
             raise DataError(
-                f"The vector of the text '{text[:60]}' holds NaN or infinity ({(~finite).sum():,} "
-                f"of {len(vectors):,} vectors do). The model's output is broken, or its training "
-                "diverged: a smaller learning_rate is the usual cure."
+                f"The vector of '{shown_cell(text)[:60]}' holds NaN or infinity "
+                f"({(~finite).sum():,} of {len(vectors):,} vectors do). The model's output is "
+                "broken, or its training diverged: a smaller learning_rate is the usual cure."
             )
         first, second = data.pairs[:, 0], data.pairs[:, 1]
         values = similarities(vectors[first], vectors[second], self._spec.distance)
         table = pa.table(
             {
-                "text_a": data.texts.take(pa.array(first)),
-                "text_b": data.texts.take(pa.array(second)),
+                "text_a": shown(data.texts.take(pa.array(first))),
+                "text_b": shown(data.texts.take(pa.array(second))),
                 "score": data.scores,
                 "similarity": values,
             }

@@ -18,7 +18,8 @@ from ftray.data.scored import PairSet
 from ftray.errors import ConfigError, nearest
 from ftray.evaluation.measures import Measure, correlation_measures, measures_of
 from ftray.evaluation.metrics import METRICS
-from ftray.media import Blobs, Content, Modality, contents, modalities_of, sizes
+from ftray.media import MODALITIES, Blobs, Content, Modality, contents, modalities_of, sizes
+from ftray.models.kinds import names_of_towers, tower_called
 
 __all__ = [
     "DISTANCES",
@@ -33,6 +34,10 @@ __all__ = [
 Numbers = npt.NDArray[np.int64]
 
 DISTANCES: tuple[str, ...] = ("cosine", "dot", "euclidean", "sqeuclidean")
+
+
+HOLD = {"query": "the queries are", "index": "the index is", "text": "the pairs are"}
+"""How a message begins that says what a side holds."""
 
 
 def check_distance(distance: str) -> None:
@@ -137,17 +142,34 @@ class EvaluationSpec(ABC):
             model: its name, for messages.
 
         Raises:
-            ConfigError: with the towers that there are.
+            ConfigError: with the towers that there are, or what the tower encodes.
         """
         for tower in self.asked_towers:
-            if tower not in towers:
+            if tower_called(tower) not in towers:
                 there = "it encodes all texts alike: leave model and index_model away"
                 if towers:
-                    there = f"it has {' and '.join(map(repr, towers))}.{nearest(tower, towers)}"
+                    known = nearest(tower, names_of_towers(towers))
+                    there = f"it has {' and '.join(map(repr, towers))}.{known}"
                 raise ConfigError(
                     f"EvaluationCallback '{self.name}': the model '{model}' has no tower "
                     f"'{tower}': {there}"
                 )
+        for side in self.sides:
+            self._check_modality(side, towers)
+
+    def _check_modality(self, side: Side, towers: Sequence[str]) -> None:
+        """Refuse a tower for things of one modality where there are others."""
+        tower = tower_called(side.role)
+        if tower not in towers or tower not in MODALITIES:
+            return
+        held = sorted(modalities_of(side.texts))
+        if held != [tower]:
+            setting = "index_model" if side.name == "index" else "model"
+            raise ConfigError(
+                f"EvaluationCallback '{self.name}': the tower '{side.role}' encodes {tower}, but "
+                f"{HOLD[side.name]} {' and '.join(held)}. Name the tower for it with {setting}, or "
+                "leave model and index_model away."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

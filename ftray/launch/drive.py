@@ -91,7 +91,7 @@ def _keep_model(start: Start) -> None:
     storage = start.place.storage
     if start.model_copy is None:
         return
-    if not (start.place.resumed and storage.exists(f"{MODEL}/modules.json")):
+    if not (start.place.resumed and storage.exists(f"{MODEL}/ftray.json")):
         storage.upload(start.model_copy, MODEL)
     shutil.rmtree(start.model_copy, ignore_errors=True)  # it need not lie there all the while
 

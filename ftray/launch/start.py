@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -75,7 +76,7 @@ def _job(config: FitConfig, live: LiveModel | None, place: Place) -> Job:
     if live is None:
         return prepare(config, place.storage.uri)
     named = config.model_copy(update={"model": str(live.folder)})
-    return _of_copy(prepare(named, place.storage.uri), live, place)
+    return _of_copy(prepare(named, place.storage.uri, live.module), live, place)
 
 
 @contextmanager
@@ -83,15 +84,27 @@ def _copied_model(config: FitConfig) -> Iterator[LiveModel | None]:
     if not is_live(config.model):
         yield None
         return
-    from ftray.models.live import copy_model
-
     with tempfile.TemporaryDirectory(prefix="ftray-", ignore_cleanup_errors=True) as folder:
-        yield copy_model(config.model, Path(folder))
+        yield _copy(config, Path(folder))
+
+
+def _copy(config: FitConfig, folder: Path) -> LiveModel:
+    from ftray.models.live import copy_model, copy_module
+    from ftray.models.module import ModuleParts
+
+    packages = sys.modules.get("sentence_transformers")
+    if packages is not None and isinstance(config.model, packages.SentenceTransformer):
+        return copy_model(config.model, folder)
+    module: Any = config.model
+    parts = ModuleParts(
+        module=module, preprocess_fn=config.preprocess_fn, collate_fn=config.collate_fn
+    )
+    return copy_module(parts, folder)
 
 
 def _of_copy(job: Job, live: LiveModel, place: Place) -> Job:
     """The job for the copy that the run directory will hold, named as the object is."""
-    note = f"model: a SentenceTransformer object, fingerprint {live.fingerprint}; kept in {MODEL}/"
+    note = f"{live.note}; kept in {MODEL}/"
     return replace(
         job,
         config=job.config.model_copy(update={"model": live.name}),

@@ -22,7 +22,8 @@ class LossInputs:
     Attributes:
         labels: class or group of each labelled item, `(M,)`.
         label_items: which embedding each of them is, `(M,)`.
-        columns: which embeddings each row consists of, `(B, C)`; for pairs C = 2.
+        columns: which embeddings each row consists of, `(B, C)`; for pairs C = 2, for triplets
+            (query, document, negative) C = 3.
         text_ids: equal numbers are equal texts, `(B, C)`.
         scores: the score of each row, `(B,)` float64; `(0,)` where there are none.
     """
@@ -54,12 +55,14 @@ class StepLoss(nn.Module, ABC):
         sharded: False: `forward` gives the whole loss, the same on every rank. True: it gives the
             rank's part, and the sum over ranks is the loss; so are the gradients of the loss's own
             parameters.
+        takes_triplets: whether it learns from the negatives of triplets.
         max_items: how many embeddings it can take in a step, or None.
     """
 
     max_items: int | None = None
     needs: ClassVar[Needs]
     sharded: ClassVar[bool]
+    takes_triplets: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, embeddings: Tensor, inputs: LossInputs, shard: Shard) -> Tensor:

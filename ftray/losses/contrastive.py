@@ -1,4 +1,4 @@
-"""InfoNCE over the pairs of a step, computed by rows.
+"""InfoNCE over the pairs or triplets of a step, computed by rows.
 
 Sources: van den Oord et al. 2018 (InfoNCE), Henderson et al. 2017 (multiple negatives ranking),
 Radford et al. 2021 (symmetric, learned temperature: CLIP).
@@ -25,7 +25,8 @@ def pairs_that_share_text(text_ids: Tensor, rows: slice) -> Tensor:
     """Which pairs may not be each other's negatives.
 
     Args:
-        text_ids: `(B, 2)`, equal numbers are equal texts.
+        text_ids: `(B, 2)`, equal numbers are equal texts; negatives of triplets, a third column,
+            make no difference.
         rows: the rows to compute.
 
     Returns:
@@ -40,12 +41,31 @@ def pairs_that_share_text(text_ids: Tensor, rows: slice) -> Tensor:
     return shared
 
 
+def _known_positives(text_ids: Tensor, shared: Tensor) -> Tensor:
+    """Which negatives of the step's triplets may not be used against which queries.
+
+    Args:
+        text_ids: `(B, 3)`, equal numbers are equal texts.
+        shared: `(rows, B)`, the pairs that share a text with the pair of each row, and itself.
+
+    Returns:
+        Bool `(rows, B)`: the negative is a text of one of these pairs.
+    """
+    numbers = torch.unique(text_ids, return_inverse=True)[1]
+    texts = torch.zeros(len(shared), int(numbers.max()) + 1, device=shared.device)
+    for column in (0, 1):
+        texts.index_add_(1, numbers[:, column], shared.to(texts.dtype))
+    return texts[:, numbers[:, 2]] > 0
+
+
 class InfoNCE(StepLoss):
     """Cross entropy of each query over the documents of the step, cosine similarity as logits.
 
     For pair i the positive is its own document and the negatives are the documents of all pairs
     of the *global* batch that share no text with pair i. A rank computes the rows
-    `B·rank/W … B·(rank+1)/W` of the `(B, B)` logits, so its cost is O(B·B/W).
+    `B·rank/W … B·(rank+1)/W` of the `(B, B)` logits, so its cost is O(B·B/W). Of triplets, the
+    negatives of all rows are further candidates, `(B, 2B)` logits, but for those that equal a text
+    of pair i or of a pair that shares a text with it.
 
     Args:
         temperature: the logits are cosine / temperature.
@@ -59,6 +79,7 @@ class InfoNCE(StepLoss):
 
     needs: ClassVar[Literal["labels", "pairs"]] = "pairs"
     sharded: ClassVar[bool] = True
+    takes_triplets: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -83,10 +104,15 @@ class InfoNCE(StepLoss):
         n = len(queries)
         rows = shard.rows(n)
         positives = torch.arange(rows.start, rows.stop, device=unit.device)
-        excluded = pairs_that_share_text(inputs.text_ids, rows)
+        shared = pairs_that_share_text(inputs.text_ids, rows)
+        excluded = shared.clone()
         excluded[torch.arange(len(positives), device=unit.device), positives] = False
         scale = self.log_scale.exp().to(unit.dtype)
-        total = self._part(queries[rows], documents, scale, excluded, positives)
+        candidates, unfit = documents, excluded
+        if inputs.columns.shape[1] == 3:
+            candidates = torch.cat([documents, unit[inputs.columns[:, 2]]])
+            unfit = torch.cat([excluded, _known_positives(inputs.text_ids, shared)], dim=1)
+        total = self._part(queries[rows], candidates, scale, unfit, positives)
         if self.symmetric:
             total = (total + self._part(documents[rows], queries, scale, excluded, positives)) / 2
         return total / n
@@ -113,6 +139,8 @@ class InfoNCE(StepLoss):
 
 class MultipleNegativesRankingLoss(InfoNCE):
     """InfoNCE as sentence-transformers defines it: queries rank documents, scale 20.
+
+    So are the negatives of triplets: those of all rows are candidates of every query.
 
     Args:
         temperature: 1 / scale.

@@ -19,7 +19,7 @@ from ftray.losses.base import LossInputs, Shard, StepLoss, no_loss
 
 __all__ = ["CLASSIFICATION_LOSSES", "METRIC_LOSSES", "MINERS", "REFUSED_LOSSES"]
 __all__ += ["MetricLoss", "build_miner", "check_miner", "learns_classes"]
-__all__ += ["library_loss", "scalar_loss"]
+__all__ += ["TRIPLET_LOSS", "library_loss", "scalar_loss"]
 
 CLASSIFICATION_LOSSES = frozenset(
     {
@@ -59,6 +59,9 @@ METRIC_LOSSES = CLASSIFICATION_LOSSES | {
     "TripletMarginLoss",
     "TupletMarginLoss",
 }
+
+TRIPLET_LOSS = "TripletMarginLoss"
+"""Of triplets it takes exactly those; of other data all, or those that a miner picks."""
 
 NEEDS_POSITIVES = frozenset({"NCALoss"})
 """Losses that are 0/0 in a step in which no class has two rows."""
@@ -136,6 +139,7 @@ class MetricLoss(StepLoss):
         miner: torch.nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self._name = name
         if miner is not None and name in NO_MINER:
             raise ConfigError(f"loss = '{name}' takes no pairs from a miner: leave miner out")
         self._needs_positives = name in NEEDS_POSITIVES
@@ -144,6 +148,9 @@ class MetricLoss(StepLoss):
 
     def forward(self, embeddings: Tensor, inputs: LossInputs, shard: Shard) -> Tensor:
         """The whole loss of the step, the same on every rank."""
+        if inputs.columns.shape[1] == 3 and self._name == TRIPLET_LOSS:
+            given = tuple(inputs.columns.unbind(dim=1))
+            return scalar_loss(self.inner(embeddings, indices_tuple=given), embeddings)
         if self._needs_positives and inputs.labels.bincount().max() < 2:
             return no_loss(embeddings)
         picked = embeddings[inputs.label_items]

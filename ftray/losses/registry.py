@@ -12,16 +12,24 @@ from ftray.errors import ConfigError, nearest
 from ftray.losses.base import Needs, StepLoss
 from ftray.losses.contrastive import CLIPLoss, InfoNCE, MultipleNegativesRankingLoss
 from ftray.losses.memory import MemoryLoss
-from ftray.losses.metric import METRIC_LOSSES, REFUSED_LOSSES, MetricLoss, build_miner
+from ftray.losses.metric import (
+    METRIC_LOSSES,
+    REFUSED_LOSSES,
+    TRIPLET_LOSS,
+    MetricLoss,
+    build_miner,
+)
 from ftray.losses.regression import CosineSimilarityLoss
+from ftray.losses.sigmoid import SigLIPLoss
 
-__all__ = ["LOSS_NAMES", "build_loss", "check_loss", "loss_needs"]
+__all__ = ["LOSS_NAMES", "build_loss", "check_loss", "loss_needs", "takes_triplets"]
 
 OWN_LOSSES: dict[str, type[StepLoss]] = {
     "CLIPLoss": CLIPLoss,
     "CosineSimilarityLoss": CosineSimilarityLoss,
     "InfoNCE": InfoNCE,
     "MultipleNegativesRankingLoss": MultipleNegativesRankingLoss,
+    "SigLIPLoss": SigLIPLoss,
 }
 
 MEMORY_LOSS = "CrossBatchMemory"
@@ -40,6 +48,11 @@ def check_loss(name: str) -> None:
 def loss_needs(name: str) -> Needs:
     """What data a loss fits; losses on labels take pairs too (their groups are the labels)."""
     return OWN_LOSSES[name].needs if name in OWN_LOSSES else MetricLoss.needs
+
+
+def takes_triplets(name: str) -> bool:
+    """Whether a loss learns from the negatives of triplets."""
+    return OWN_LOSSES[name].takes_triplets if name in OWN_LOSSES else name == TRIPLET_LOSS
 
 
 def build_loss(

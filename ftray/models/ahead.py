@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Generator, Sequence
+import traceback
+from collections.abc import Callable, Generator, Iterator, Sequence
+from multiprocessing.queues import Queue
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ftray.errors import FtrayError
+from ftray.errors import FtrayError, RunFailedError
 
 __all__ = ["ahead"]
 
@@ -38,6 +40,7 @@ def ahead(
 
     Raises:
         FtrayError: what `make` raised, in its turn.
+        RunFailedError: if a process died.
     """
     if not workers or len(numbers) < 2:
         yield from map(make, numbers)
@@ -54,12 +57,25 @@ def ahead(
     )
     batches = iter(loader)
     try:
-        for batch in batches:
+        for _ in numbers:
+            batch = _next(batches)
             if isinstance(batch, FtrayError):
                 raise batch
             yield batch
     finally:
         _end(batches)
+
+
+def _next(batches: Iterator[Any]) -> Any:
+    try:
+        return next(batches)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RunFailedError(
+            f"A process that makes batches ready died: {str(error).splitlines()[0]}. If the machine "
+            "is short of memory, set data_workers to 1, or to 0 for none."
+        ) from error
 
 
 class _Made(Dataset[Any], Generic[T]):
@@ -75,10 +91,17 @@ class _Made(Dataset[Any], Generic[T]):
             return error
 
 
+def _give_up(error: Exception, batch: Any) -> None:
+    """Of what cannot be pickled: by default it is lost, and who waits for it waits forever."""
+    traceback.print_exception(error)
+    os._exit(1)
+
+
 def _begin(worker: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it warns after a fork
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who forked it hears and decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    Queue._on_queue_feeder_error = staticmethod(_give_up)  # type: ignore[attr-defined]
 
 
 def _end(batches: Any) -> None:

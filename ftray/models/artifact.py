@@ -8,15 +8,31 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ftray.models.base import Encoder
+from ftray.models.kinds import FACTS
 from ftray.record.storage import Storage
 
-__all__ = ["FOLDER", "write_artifact"]
+__all__ = ["FOLDER", "save_encoder", "write_artifact"]
 
 FOLDER = "artifact"
+
+
+def save_encoder(encoder: Encoder, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
+    """Write a model and its `ftray.json` into a folder, which is made if it is not there.
+
+    Args:
+        encoder: the weights to keep.
+        folder: where to.
+        facts: what `ftray.json` says of their origin.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    own = encoder.save(folder)
+    text = json.dumps({"format": 1, "kind": encoder.kind, **own, **(facts or {})}, indent=2)
+    (folder / FACTS).write_text(text, encoding="utf-8")
 
 
 def write_artifact(storage: Storage, encoder: Encoder, facts: dict[str, Any]) -> None:
@@ -28,8 +44,6 @@ def write_artifact(storage: Storage, encoder: Encoder, facts: dict[str, Any]) ->
         facts: what `ftray.json` says of their origin.
     """
     with tempfile.TemporaryDirectory(prefix="ftray-") as folder:
-        own = encoder.save(Path(folder))
-        text = json.dumps({"format": 1, "kind": encoder.kind, **own, **facts}, indent=2)
-        (Path(folder) / "ftray.json").write_text(text, encoding="utf-8")
+        save_encoder(encoder, Path(folder), facts)
         storage.delete(FOLDER)
         storage.upload(Path(folder), FOLDER)

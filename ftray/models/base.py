@@ -65,6 +65,10 @@ class Encoder(nn.Module, ABC):
     def embedding_dim(self) -> int:
         """Width D of an embedding."""
 
+    def measure(self, content: Content) -> None:
+        """Find out the width D where it takes an input to know; called before training."""
+        return None
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -96,6 +100,10 @@ class Encoder(nn.Module, ABC):
     def cost(self, content: Content) -> int:
         """How much a thing is to encode, beside others; ranks get equal shares."""
         return len(content) if isinstance(content, str) else MEDIA_SIZE
+
+    def coupled(self, content: Content) -> bool:
+        """Whether a thing's embedding depends on others of the step, in training."""
+        return self.couples_rows
 
     @abstractmethod
     def collate(

@@ -117,11 +117,13 @@ MODELS: dict[str, RegisteredModel] = {
     "clip-base-en": _clip("openai/clip-vit-base-patch32", 512, "CLIP ViT-B/32, English"),
     "clip-large-en": _clip("openai/clip-vit-large-patch14", 768, "CLIP ViT-L/14, English"),
     "clip-base-multi": _clip(
-        "google/siglip-base-patch16-256-multilingual",
+        "google/siglip2-base-patch16-256",
         768,
-        "SigLIP ViT-B/16, many languages (Finetuner's was an open_clip model)",
+        "SigLIP 2 ViT-B/16, many languages (Finetuner's was an open_clip model)",
     ),
-    "siglip-base": _clip("google/siglip-base-patch16-224", 768, "SigLIP ViT-B/16, English"),
+    "siglip-base": _clip(
+        "google/siglip2-base-patch16-224", 768, "SigLIP 2 ViT-B/16, many languages, small images"
+    ),
     "two-towers": RegisteredModel(
         task="text-to-image",
         kind="two-towers",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,19 @@ from ftray.media import Modality
 from ftray.models.catalogue import MODELS, SCRATCH
 from ftray.models.quiet import quiet
 
-__all__ = ["FACTS", "MODEL_FILES", "kind_of", "modalities_of_kind"]
+__all__ = ["FACTS", "MODEL_FILES", "TEXT_AND_IMAGE", "TOWER_NAMES"]
+__all__ += ["couples_rows", "kind_of", "modalities_of_kind", "names_of_towers", "tower_called"]
 
 FACTS = "ftray.json"
 MODEL_FILES = ("modules.json", "config.json", FACTS)
 _TWO_TOWERED = ("text_config", "vision_config")
+_ENCODERS_OF_IMAGES = ("dinov3_convnext", "dinov3_vit", "pixio", "vit_mae")
+
+TEXT_AND_IMAGE: frozenset[Modality] = frozenset({"text", "image"})
+"""What models with a tower for each of the two take."""
+
+TOWER_NAMES = {"clip-text": "text", "clip-vision": "image"}
+"""Finetuner's names of towers, and what they are called here."""
 
 _MODALITIES: dict[str, frozenset[Modality]] = {
     "text": frozenset({"text"}),
@@ -24,8 +32,8 @@ _MODALITIES: dict[str, frozenset[Modality]] = {
     "convnet": frozenset({"image"}),
     "mlp": frozenset({"features"}),
     "pointnet": frozenset({"points"}),
-    "clip": frozenset({"text", "image"}),
-    "two-towers": frozenset({"text", "image"}),
+    "clip": TEXT_AND_IMAGE,
+    "two-towers": TEXT_AND_IMAGE,
 }
 
 
@@ -69,12 +77,14 @@ def _kind_of_config(config: Mapping[str, Any]) -> str:
 
 @cache
 def _vision_types() -> frozenset[str]:
-    """Types of models that classify images, or have a processor of images and none of texts."""
+    """Types of models that classify images, are a tower for images, or only encode them."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS,
     )
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES as MODELS
 
-    return frozenset(CLASSIFIERS)
+    towers = {name for name in MODELS if name.endswith("_vision_model")}
+    return frozenset({*CLASSIFIERS, *towers, *_ENCODERS_OF_IMAGES})
 
 
 def _kind_on_hub(place: str) -> str | None:
@@ -107,3 +117,21 @@ def modalities_of_kind(kind: str, options: Mapping[str, Any]) -> frozenset[Modal
         given = options.get("modality")
         return None if given is None else frozenset({given})
     return _MODALITIES.get(kind)
+
+
+def couples_rows(kind: str | None, options: Mapping[str, Any]) -> bool:
+    """Whether the rows of a step surely depend on each other: by batch normalisation.
+
+    Where the answer is no, the model itself may still say otherwise.
+    """
+    return kind == "pointnet" or (kind == "convnet" and options.get("norm", "batch") == "batch")
+
+
+def tower_called(name: str) -> str:
+    """The tower that a name means; a name that is not Finetuner's is one of ours, or of none."""
+    return TOWER_NAMES.get(name, name)
+
+
+def names_of_towers(towers: Sequence[str]) -> list[str]:
+    """Whatever these towers may be called."""
+    return [*towers, *(name for name, tower in TOWER_NAMES.items() if tower in towers)]

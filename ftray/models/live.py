@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from ftray.errors import ModelError
+from ftray.models.module import ModuleParts, keep_module
 from ftray.models.quiet import quiet
 
-__all__ = ["LiveModel", "copy_model"]
+__all__ = ["LiveModel", "copy_model", "copy_module"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +27,30 @@ class LiveModel:
         fingerprint: 16 hex digits of the SHA-256 of its weights and of what else its embeddings
             depend on: modules and their options, prompts, which weights are frozen.
         folder: the copy, a folder of that name; `load_encoder` loads it.
+        module: of a module that is no `SentenceTransformer`, the module itself and its functions.
     """
 
     name: str
     fingerprint: str
     folder: Path
+    module: ModuleParts | None = None
+
+    @property
+    def note(self) -> str:
+        """What the log says of it."""
+        what = "a SentenceTransformer" if self.module is None else f"a {self.name}"
+        return f"model: {what} object, fingerprint {self.fingerprint}"
+
+
+def copy_module(parts: ModuleParts, parent: Path) -> LiveModel:
+    """Write the weights of a module below `parent`, as safetensors.
+
+    Raises:
+        ModelError: if they cannot be written.
+    """
+    folder = parent / parts.name
+    fingerprint = keep_module(parts, folder)
+    return LiveModel(name=parts.name, fingerprint=fingerprint, folder=folder, module=parts)
 
 
 def copy_model(model: Any, parent: Path) -> LiveModel:

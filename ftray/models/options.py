@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from ftray.errors import ConfigError, nearest
 
 __all__ = ["OPTIONS", "ClipOptions", "ConvNetOptions", "ImageOptions", "MLPOptions"]
 __all__ += ["ModelOptions", "ModuleOptions", "PointNetOptions", "TextOptions", "TwoTowersOptions"]
-__all__ += ["checked"]
+__all__ += ["checked", "kept"]
 
 BatchNorm = Literal["frozen", "synced"]
 _BATCH_NORM = (
@@ -32,8 +40,10 @@ class TextOptions(ModelOptions):
 class ImageOptions(ModelOptions):
     """A vision model of transformers."""
 
-    pooling: Literal["auto", "cls", "mean", "max"] = Field(
-        "auto", description="What of the last layer is the embedding; auto = as the model does it."
+    pooling: Literal["auto", "pooler", "cls", "mean", "max"] = Field(
+        "auto",
+        description="What of the last layer is the embedding: the model's own pooler's output, the "
+        "first token, the mean, or the maximum; auto = pooler if there is a trained one, else cls.",
     )
     image_size: int | None = Field(
         None, ge=8, description="Height and width in pixels; None = as the model was trained."
@@ -44,7 +54,7 @@ class ImageOptions(ModelOptions):
 class ConvNetOptions(ModelOptions):
     """A small convolutional net, from scratch: a convolution, a norm and ReLU for each stage."""
 
-    channels: tuple[int, ...] = Field(
+    channels: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (32, 64, 128), min_length=1, description="Channels of each stage; each halves the image."
     )
     downsample: Literal["stride", "maxpool"] = Field(
@@ -59,13 +69,48 @@ class ConvNetOptions(ModelOptions):
     output_dim: int | None = Field(
         64, ge=1, description="Width of the embedding, by a linear layer; None = no such layer."
     )
-    image_size: int = Field(28, ge=4, description="Height and width in pixels.")
+    image_size: int = Field(
+        28, ge=4, validate_default=True, description="Height and width in pixels."
+    )
     colors: Literal["grey", "rgb"] = Field("grey", description="What images are converted to.")
     background: str = Field("white", description="What transparent pixels are pasted on.")
+    invert: bool = Field(False, description="Make ink 1 and paper 0.")
     mean: tuple[float, ...] | None = Field(
-        None, description="Subtracted from pixels in [0, 1], for each channel; None = 0.5."
+        None,
+        description="Subtracted from pixels in [0, 1], for all channels or for each; None = 0.5.",
     )
-    std: tuple[float, ...] | None = Field(None, description="Divides them; None = 0.5.")
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        None, description="Divides them; None = 0.5."
+    )
+
+    @field_validator("background")
+    @classmethod
+    def _colour(cls, name: str) -> str:
+        from PIL import ImageColor
+
+        try:
+            ImageColor.getrgb(name)
+        except ValueError:
+            raise ValueError("a colour is expected, as white, black or '#808080'") from None
+        return name
+
+    @field_validator("image_size")
+    @classmethod
+    def _large_enough(cls, size: int, info: ValidationInfo) -> int:
+        stages = len(info.data.get("channels", ()))
+        if info.data.get("downsample") == "maxpool" and size < 2**stages:
+            raise ValueError(f"{stages} stages that halve it need at least {2**stages} pixels")
+        return size
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _of_each_channel(
+        cls, given: tuple[float, ...] | None, info: ValidationInfo
+    ) -> tuple[float, ...] | None:
+        channels = 3 if info.data.get("colors") == "rgb" else 1
+        if given is not None and len(given) not in (1, channels):
+            raise ValueError(f"1 number or {channels}, for each channel, is expected")
+        return given
 
 
 class MLPOptions(ModelOptions):
@@ -74,7 +119,9 @@ class MLPOptions(ModelOptions):
     input_size: int | None = Field(
         None, ge=1, description="Width of the features; None = as the training data has."
     )
-    hidden_sizes: tuple[int, ...] = Field((), description="Width of each layer; the last is D.")
+    hidden_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="Width of each layer; the last is D."
+    )
     bias: bool = True
     activation: Literal["relu", "tanh", "sigmoid"] | None = Field(
         None, description="Between the layers."
@@ -150,6 +197,40 @@ def checked(kind: str, given: dict[str, Any], name: str) -> Any:
         if first["type"] == "extra_forbidden":
             there = nearest(option, model.model_fields) if model.model_fields else " It has none."
             raise ConfigError(f"model_options: '{name}' has no option '{option}'.{there}") from None
+        said = first["msg"].removeprefix("Value error, ")
         raise ConfigError(
-            f"model_options.{option} = {first['input']!r}: {first['msg'].lower()} (of '{name}')"
+            f"model_options.{option} = {first['input']!r}: {said[:1].lower()}{said[1:]} "
+            f"(of '{name}')"
         ) from None
+
+
+def kept(
+    kind: str,
+    facts: Mapping[str, Any],
+    given: Mapping[str, Any],
+    name: str,
+    may_change: tuple[str, ...] = (),
+) -> Any:
+    """The options of a model that may have been kept with options of its own.
+
+    Args:
+        kind: of the model.
+        facts: of its `ftray.json`; empty where there is none.
+        given: what the user asks for.
+        name: what the user called the model.
+        may_change: what another value does no harm to.
+
+    Raises:
+        ConfigError: as `checked`, and for a value that is not the one the model was made with.
+    """
+    own = facts.get("options")
+    if own is None:
+        return checked(kind, dict(given), name)
+    before, options = checked(kind, own, name), checked(kind, {**own, **given}, name)
+    for option in given:
+        if option not in may_change and getattr(options, option) != getattr(before, option):
+            raise ConfigError(
+                f"model_options.{option} = {given[option]!r}: '{name}' was made with "
+                f"{getattr(before, option)!r}, which cannot be changed"
+            )
+    return options

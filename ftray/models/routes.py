@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from ftray.errors import ModelError
+from ftray.models.kinds import kind_of
 
 __all__ = ["ROLES", "check_widths", "local_towers", "path_of", "takes_task"]
 
@@ -93,10 +94,13 @@ def _width(path: list[nn.Module]) -> int | None:
 
 
 def local_towers(place: str) -> tuple[str, ...] | None:
-    """`TextEncoder.towers` of a model, read from its folder without loading it.
+    """`Encoder.towers` of a model, told without loading it.
 
     None where that takes the model itself: a hub id, a URI, a model with routes, or a damaged one.
     """
+    kind, _ = kind_of(place)
+    if kind not in ("text", None):
+        return ("text", "image") if kind in ("clip", "two-towers") else ()
     try:
         return _towers_of(place)
     except (ValueError, TypeError, KeyError, AttributeError):  # loading it will say what is wrong

@@ -98,6 +98,13 @@ class RecordReader:
         examples: dict[str, dict[str, Any]] = json.loads(self.storage.read_text("examples.json"))
         return examples
 
+    def query_images(self) -> dict[str, dict[str, str]]:
+        """The content of `pictures.json`: evaluation → query → a small picture, a data URI."""
+        if not self.storage.exists("pictures.json"):
+            return {}
+        pictures: dict[str, dict[str, str]] = json.loads(self.storage.read_text("pictures.json"))
+        return pictures
+
     def per_query(self, evaluation: str, global_step: int, weights: str = "") -> pa.Table:
         """One row per query: its metrics in one evaluation."""
         name = f"evaluations/{evaluation}-{weights_key(global_step, weights)}.parquet"

@@ -186,6 +186,8 @@ class Storage:
             StorageError: if it cannot be written.
         """
         try:
+            if self.is_local:  # pyarrow makes the folder only where there are others in it
+                os.makedirs(self.path(name), exist_ok=True)
             fs.copy_files(
                 str(local),
                 self.path(name),

@@ -61,6 +61,9 @@ class RecordWriter:
         self._examples: dict[str, Any] = {}
         if storage.exists("examples.json"):
             self._examples = _read(storage, "examples.json")
+        self._pictures: dict[str, dict[str, str]] = {}
+        if storage.exists("pictures.json"):
+            self._pictures = _read(storage, "pictures.json")
         self._status: dict[str, Any] = {}
         if storage.exists("status.json"):
             former = _read(storage, "status.json")
@@ -153,6 +156,9 @@ class RecordWriter:
             self._examples.setdefault(event.name, {})[side_of(event)] = event.examples
             text = json.dumps(self._examples, ensure_ascii=False, indent=1)
             self.storage.write_text("examples.json", text)
+        if event.query_images:
+            self._pictures.setdefault(event.name, {}).update(event.query_images)
+            self.storage.write_text("pictures.json", json.dumps(self._pictures, indent=1))
 
 
 def _read(storage: Storage, name: str) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class Contents:
         final: the newest of each name for the artifact's weights.
         started: the newest start of workers. ended: the end of the loop, where it got there.
         best: None while nothing is marked.
-        examples: `examples.json`.
+        examples: `examples.json`. query_images: `pictures.json`.
         reader: for the tables of single queries.
     """
 
@@ -98,6 +98,7 @@ class Contents:
     ended: FitEnded | None
     best: Best | None
     examples: dict[str, dict[str, Any]]
+    query_images: dict[str, dict[str, str]]
     reader: RecordReader
 
     @property
@@ -157,6 +158,10 @@ def read_contents(reader: RecordReader) -> Contents:
         examples = reader.examples()
     except ValueError:  # of a writer that was killed on an object store
         examples = {}
+    try:
+        query_images = reader.query_images()
+    except ValueError:
+        query_images = {}
     events = reader.events()
     ended = _last(events, FitEnded)
     return Contents(
@@ -178,6 +183,7 @@ def read_contents(reader: RecordReader) -> Contents:
         ended=ended,
         best=_best(ended, [event for event in events if isinstance(event, CheckpointSaved)]),
         examples=examples,
+        query_images=query_images,
         reader=reader,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -15,7 +16,8 @@ from rich.text import Text
 from ftray.record.narrator import without_control_codes
 from ftray.report.notebook import in_notebook, show_html
 
-__all__ = ["Cell", "Sheet", "examples_sheet", "metrics_sheet", "show", "what_metrics"]
+__all__ = ["Cell", "Sheet", "examples_sheet", "metrics_sheet", "models_sheet", "options_sheet"]
+__all__ += ["picture", "show", "what_metrics"]
 
 MAX_CELL = 160
 PLAIN_WIDTH = 100
@@ -30,23 +32,27 @@ CSS = {
 }
 """How a notebook shows the styles that cells may have."""
 
+PICTURE = re.compile(r"data:image/(png|webp);base64,[A-Za-z0-9+/=]+")
+
 Sides = Mapping[str, Mapping[str, float]]
 
 
 class Cell(NamedTuple):
-    """A text and its style, one of `CSS`."""
+    """A text, its style, one of `CSS`, and a small picture for a notebook, a data URI."""
 
     text: str
     style: str = ""
+    image: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """A table in sections; the columns named in `right` are numbers."""
+    """A table in sections; the columns named in `right` are numbers, those in `whole` not cut."""
 
     title: str
     columns: Sequence[str]
     right: frozenset[str] = field(default_factory=frozenset)
+    whole: frozenset[str] = field(default_factory=frozenset)
     sections: Sequence[Sequence[Sequence[Cell]]]
 
     def rich(self) -> Table:
@@ -58,7 +64,7 @@ class Sheet:
             if name in self.right:
                 table.add_column(name, justify="right", no_wrap=True)
             else:
-                table.add_column(name, overflow="fold")
+                table.add_column(name, overflow="fold", no_wrap=name in self.whole)
         for section in self.sections:
             for row in section:
                 table.add_row(*(Text(cell.text, cell.style) for cell in row))
@@ -78,7 +84,7 @@ class Sheet:
     def _row(self, row: Sequence[Cell]) -> str:
         cells = zip(self.columns, row, strict=True)
         inner = "".join(
-            f"<td{self._align(name, CSS[cell.style])}>{html.escape(cell.text)}</td>"
+            f"<td{self._align(name, CSS[cell.style])}>{_img(cell)}{html.escape(cell.text)}</td>"
             for name, cell in cells
         )
         return f"<tr>{inner}</tr>"
@@ -86,6 +92,15 @@ class Sheet:
     def _align(self, name: str, more: str = "") -> str:
         side = "right" if name in self.right else "left"
         return f' style="text-align:{side}{";" + more if more else ""}"'
+
+
+def picture(uri: Any) -> str:
+    """A small picture of a record, or nothing: only a data URI of an image may stand in a page."""
+    return uri if isinstance(uri, str) and PICTURE.fullmatch(uri) else ""
+
+
+def _img(cell: Cell) -> str:
+    return f'<img src="{cell.image}" alt="" style="max-height:64px"> ' if cell.image else ""
 
 
 def show(sheet: Sheet, console: Console | None = None) -> None:
@@ -152,16 +167,26 @@ def _change(old: float | None, new: float | None) -> Cell:
     return Cell(text, "green" if text.startswith("+") else "red")
 
 
-def examples_sheet(title: str, results: Mapping[str, Sequence[Mapping[str, Any]]], k: int) -> Sheet:
-    """Each query, and below it its best `k` matches with their scores; ✓ marks relevant ones."""
+def examples_sheet(
+    title: str,
+    results: Mapping[str, Sequence[Mapping[str, Any]]],
+    k: int,
+    pictures: Mapping[str, str] | None = None,
+) -> Sheet:
+    """Each query, and below it its best `k` matches with their scores; ✓ marks relevant ones.
+
+    `pictures` are those of queries that are images.
+    """
     sections = []
     for query, matches in results.items():
-        rows = [[Cell("Query", "bold yellow"), Cell(_cut(query), "bold yellow"), Cell("")]]
+        asked = Cell(_cut(query), "bold yellow", picture((pictures or {}).get(query)))
+        rows = [[Cell("Query", "bold yellow"), asked, Cell("")]]
         for rank, match in enumerate(matches[:k], start=1):
             relevant = bool(match.get("relevant"))
             text = ("✓ " if relevant else "") + _cut(match["text"])
             score = Cell(f"{match['score']:.3f}", "dim")
-            rows.append([Cell(f"Match {rank}", "dim"), Cell(text, "green" * relevant), score])
+            found = Cell(text, "green" * relevant, picture(match.get("image")))
+            rows.append([Cell(f"Match {rank}", "dim"), found, score])
         sections.append(rows)
     return Sheet(
         title=title, columns=("", "Text", "Score"), right=frozenset({"Score"}), sections=sections
@@ -172,3 +197,44 @@ def _cut(text: str) -> str:
     """On one line, and not too long to compare."""
     line = without_control_codes(" ".join(text.split()))
     return line if len(line) <= MAX_CELL else line[: MAX_CELL - 1] + "…"
+
+
+def models_sheet(rows: Sequence[Mapping[str, Any]], task: str | None = None) -> Sheet:
+    """The models that have a short name, a section for each task."""
+    columns = ("name", "task", "output_dim", "architecture", "description")
+    tasks = dict.fromkeys(row["task"] for row in rows)
+    sections = [
+        [
+            [Cell("-" if row[column] is None else str(row[column])) for column in columns]
+            for row in rows
+            if row["task"] == each
+        ]
+        for each in tasks
+    ]
+    return Sheet(
+        title=f"ftray models: {task or 'all tasks'}",
+        columns=columns,
+        right=frozenset({"output_dim"}),
+        whole=frozenset({"name", "task", "architecture"}),
+        sections=sections,
+    )
+
+
+def options_sheet(name: str, rows: Sequence[Mapping[str, Any]]) -> Sheet:
+    """The options of a model."""
+    columns = ("option", "type", "default", "description")
+    cells = [
+        [
+            Cell(str(row["name"])),
+            Cell(str(row["type"])),
+            Cell("(required)" if row["required"] else str(row["default"])),
+            Cell(str(row["description"])),
+        ]
+        for row in rows
+    ]
+    return Sheet(
+        title=f"model_options of {name}",
+        columns=columns,
+        whole=frozenset({"option"}),
+        sections=[cells],
+    )

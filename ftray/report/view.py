@@ -21,6 +21,7 @@ from ftray.report.figures import (
 )
 from ftray.report.quality import Quality, alpha_curves, qualities
 from ftray.report.reproduce import recipe
+from ftray.report.tables import picture
 
 __all__ = ["view_of"]
 
@@ -198,9 +199,11 @@ def _examples(contents: Contents, quality: Quality) -> dict[str, Any] | None:
     queries = list(dict.fromkeys([*before, *after]))
     if not queries:
         return None
+    pictures = contents.query_images.get(quality.name) or {}
     shown = [
         {
             "query": query,
+            "image": picture(pictures.get(query)),
             "before": _matches(before.get(query)),
             "after": _matches(after.get(query), before.get(query)),
         }
@@ -237,6 +240,7 @@ def _matches(
             {
                 "rank": rank,
                 "text": str(match.get("text", "")),
+                "image": picture(match.get("image")),
                 "score": match.get("score"),
                 "relevant": bool(match.get("relevant")),
                 "moved": _moved(rank, ranks.get(match.get("id"))) if before is not None else "",

@@ -122,6 +122,7 @@ def evaluation_event(
         queries_without_relevant=scores.queries_without_relevant,
         rows_encoded=done.texts_per_rank,
         examples=scores.examples,
+        query_images=scores.query_images,
         wall_s=done.wall_s,
         per_query=scores.per_query,
         **place,

@@ -24,14 +24,24 @@ from ftray.config import FitConfig
 from ftray.data.dataset import TrainSet, train_set
 from ftray.data.plan import Plan, Sampler, make_plan
 from ftray.data.readers import read_records
-from ftray.errors import ConfigError
+from ftray.errors import ConfigError, DataError
 from ftray.evaluation.spec import EvaluationSpec
 from ftray.losses.registry import check_loss
+from ftray.media import Modality
+from ftray.models.augment import check_augmentation
 from ftray.models.base import Encoder
+from ftray.models.functions import check_functions
+from ftray.models.kinds import couples_rows, kind_of
 from ftray.models.licence import read_licence
-from ftray.models.registry import load_encoder, locate_model
+from ftray.models.mlp import feature_size
+from ftray.models.registry import check_options, load_encoder, locate_model, model_modalities
 from ftray.models.routes import local_towers
-from ftray.training.matching import check_fit, choose_sampler
+from ftray.training.matching import (
+    check_fit,
+    check_modalities,
+    check_whole_steps,
+    choose_sampler,
+)
 from ftray.training.notes import (
     data_note,
     evaluation_note,
@@ -47,6 +57,7 @@ from ftray.training.optim import (
     check_scheduler,
 )
 from ftray.training.trial import TRIED_ROWS, small_loss, try_loss
+from ftray.words import counted
 
 __all__ = ["Job", "prepare"]
 
@@ -131,18 +142,23 @@ class Job:
     def _plan(self, data: TrainSet, batch_size: int, sampler: Sampler, what: str) -> Plan:
         return make_plan(
             sampler,
-            rows=data.rows,
+            rows=data.rows[:, :2],  # a negative may meet itself in a step
             groups=data.groups,
             batch_size=batch_size,
             items_per_class=self.config.num_items_per_class,
             seed=self.config.seed,
             what=what,
-            negatives=data.kind != "scored",
+            negatives=data.kind in ("labelled", "pairs"),  # triplets bring theirs
         )
 
 
-def prepare(config: FitConfig, run_uri: str) -> Job:
+def prepare(config: FitConfig, run_uri: str, module: Any = None) -> Job:
     """Read the data and check everything that can be checked.
+
+    Args:
+        config: what the user wants.
+        run_uri: where the run is to be.
+        module: the `ModuleParts` of a module of the user's, whose weights `config.model` names.
 
     Raises:
         FtrayError: for whatever the user got wrong.
@@ -151,17 +167,30 @@ def prepare(config: FitConfig, run_uri: str) -> Job:
     check_optimizer(config.optimizer, config.optimizer_options)
     check_scheduler(config.scheduler, config.scheduler_options)
     model = locate_model(config.model)
+    check_options(config.model, model, config.model_options)
+    check_functions(config.preprocess_fn, config.collate_fn, has_module=module is not None)
+    check_augmentation(config.augmentation, kind_of(model)[0])
+    takes = model_modalities(model, config.model_options)
     licence, licence_note = read_licence(model)
     callbacks = resolve_callbacks(config.callbacks)
     _check_callbacks(callbacks)
-    train, val = _read(config)
+    train, val = _read(config, takes)
     check_fit(config, train)
     batch_size, notes = _batch_size(config, train)
-    evaluations = _evaluations(callbacks, config, model)
+    evaluations = _evaluations(callbacks, config, model, takes)
+    if takes is not None:
+        check_modalities(config.model, takes, train, val, evaluations)
     _check_monitors(callbacks, config.model, has_val=val is not None)
     _check_values(config, train, val, batch_size)
+    options = resolved_options(config, model, train, batch_size)
     bare = config.model_copy(
-        update={"train_data": train.source, "eval_data": None, "callbacks": []}
+        update={
+            "train_data": train.source,
+            "eval_data": None,
+            "callbacks": [],
+            "preprocess_fn": None,
+            "collate_fn": None,
+        }
     )
     own = tuple(_unused(callback) for callback in callbacks)
     _prepare_interpolation(own, evaluations)
@@ -186,12 +215,37 @@ def prepare(config: FitConfig, run_uri: str) -> Job:
         ),
         provenance=_provenance(train, val, evaluations),
         licence=licence,
-        model_options=dict(config.model_options),
+        model_options=options,
+        module=module,
     )
     job.val_plan()
     step = train.step_rows(job.plan().rows(0, 0)[:TRIED_ROWS], roles_differ=False)
     try_loss(config, step, train.n_groups)
     return replace(job, notes=(*job.notes, *_plan_notes(job)))
+
+
+def resolved_options(
+    config: FitConfig, model: str, train: TrainSet, batch_size: int
+) -> dict[str, Any]:
+    """The options of the model, with those that the data decide.
+
+    Raises:
+        DataError: for features of another width than the model's.
+        ConfigError: for steps that a model which couples their rows cannot be given.
+    """
+    kind, facts = kind_of(model)
+    given = {**facts.get("options", {}), **config.model_options}
+    if couples_rows(kind, given):
+        check_whole_steps(config.model, config, batch_size * train.rows.shape[1])
+    if kind != "mlp":
+        return dict(config.model_options)
+    size = feature_size(train.example)
+    if given.get("input_size") not in (None, size):
+        raise DataError(
+            f"train_data ({train.source}) has features of {counted(size, 'number')}, but "
+            f"'{config.model}' takes {given['input_size']} (model_options.input_size)"
+        )
+    return {**config.model_options, "input_size": size}
 
 
 def _plan_notes(job: Job) -> list[str]:
@@ -202,10 +256,14 @@ def _plan_notes(job: Job) -> list[str]:
     return notes
 
 
-def _read(config: FitConfig) -> tuple[TrainSet, TrainSet | None]:
+def _read(config: FitConfig, takes: frozenset[Modality] | None) -> tuple[TrainSet, TrainSet | None]:
     def read(source: Any, where: str) -> TrainSet:
         records = read_records(
-            source, columns=config.columns, csv_options=config.csv_options, where=where
+            source,
+            columns=config.columns,
+            csv_options=config.csv_options,
+            where=where,
+            modalities=takes,
         )
         return train_set(records, where=where)
 
@@ -229,7 +287,10 @@ def _batch_size(config: FitConfig, train: TrainSet) -> tuple[int, list[str]]:
 
 
 def _evaluations(
-    callbacks: list[Callback], config: FitConfig, model: str
+    callbacks: list[Callback],
+    config: FitConfig,
+    model: str,
+    takes: frozenset[Modality] | None,
 ) -> tuple[EvaluationSpec, ...]:
     found = [callback for callback in callbacks if isinstance(callback, EvaluationCallback)]
     names = [callback.name for callback in found]
@@ -240,7 +301,9 @@ def _evaluations(
         )
     towers = local_towers(model)
     return tuple(
-        callback.prepare(number, columns=config.columns, model=config.model, towers=towers)
+        callback.prepare(
+            number, columns=config.columns, model=config.model, towers=towers, modalities=takes
+        )
         for number, callback in enumerate(found)
     )
 

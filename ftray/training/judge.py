@@ -162,6 +162,7 @@ class Judge:
                 self._runtime,
                 layout=self._learner.layout,
                 on_progress=self._teller.progress,
+                data_workers=self._job.data_workers,
             )
         self._take(point, number, done.metrics, done, weights)
 

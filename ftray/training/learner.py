@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,10 +13,13 @@ import torch
 from ftray.data.dataset import StepRows, TrainSet
 from ftray.errors import RunFailedError
 from ftray.losses.registry import build_loss
+from ftray.media import Media
 from ftray.models.layout import Layout
+from ftray.models.norm import connect
 from ftray.runtime.base import Collectives
 from ftray.training.checkpoint import Position
 from ftray.training.job import Job
+from ftray.training.matching import check_whole_steps
 from ftray.training.optim import build_optimizer, build_scheduler
 from ftray.training.precision import Precision
 from ftray.training.step import OwnTexts, Seed, forward_backward, own_texts, validation_loss
@@ -59,6 +62,12 @@ class Learner:
         self._micro_batch_size = config.micro_batch_size
         self.layout: Layout = "padded" if config.packing == "padded" else "bucketed"
         self.encoder = job.encoder(device, model)
+        if self.encoder.couples_rows:
+            check_whole_steps(self.encoder.name, config)
+            connect(
+                self.encoder, collectives.all_reduce_sum if collectives.world_size > 1 else None
+            )
+        self.encoder.measure(job.train.example)
         self.loss = build_loss(
             config.loss,
             config.loss_options,
@@ -82,7 +91,12 @@ class Learner:
         own = own_texts(
             self.encoder, step_rows, self.layout, self._collectives, self._micro_batch_size, seed
         )
-        return Batch(step_rows, own)
+        # decoded by another process, the batch comes back through a pipe: without the files
+        texts = [
+            (role, content.without_data if isinstance(content, Media) else content)
+            for role, content in step_rows.texts
+        ]
+        return Batch(replace(step_rows, texts=texts), own)
 
     def step(self, batch: Batch, seed: Seed) -> Learned:
         """Learn from one global batch.

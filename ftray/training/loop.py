@@ -54,6 +54,7 @@ from ftray.training.job import Job
 from ftray.training.judge import Arrived, Judge
 from ftray.training.keeper import Keeper
 from ftray.training.learner import Learner
+from ftray.training.matching import check_modalities
 from ftray.training.opening import tell_opening
 from ftray.training.points import Point, When
 from ftray.training.states import States
@@ -88,8 +89,10 @@ class Loop:
         self.position = Position()
         steps = self.config.epochs * self.plan.steps_per_epoch
         self.learner = Learner(job, runtime, steps, model or job.model)
+        encoder = self.learner.encoder
+        check_modalities(job.config.model, encoder.modalities, job.train, job.val, job.evaluations)
         for spec in job.evaluations:
-            check_towers(spec, self.learner.encoder)
+            check_towers(spec, encoder)
         self.supply = Supply(job, self.learner, self.plan)
         self.states = States(job, self.learner, self.position)
         self.teller = Teller(job, runtime, self.learner, self.position)

@@ -1,18 +1,21 @@
-"""Whether data, loss and sampler go together, and which sampler is meant by "auto"."""
+"""Whether data, model, loss and sampler go together, and which sampler is meant by "auto"."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ftray.config import FitConfig
 from ftray.data.dataset import TrainSet
 from ftray.data.plan import Sampler
 from ftray.errors import ConfigError
+from ftray.evaluation.spec import EvaluationSpec
 from ftray.losses.base import Needs
 from ftray.losses.metric import CLASSIFICATION_LOSSES, learns_classes
-from ftray.losses.registry import MEMORY_LOSS, loss_needs
+from ftray.losses.registry import MEMORY_LOSS, loss_needs, takes_triplets
+from ftray.media import Modality
+from ftray.models.catalogue import MODELS
 
-__all__ = ["check_fit", "choose_sampler"]
+__all__ = ["check_fit", "check_modalities", "check_whole_steps", "choose_sampler"]
 
 SCORED_LOSS = "CosineSimilarityLoss"
 FOR_LABELS = (
@@ -23,6 +26,11 @@ FOR_PAIRS = (
     "Losses for pairs are, among others, MultipleNegativesRankingLoss and CLIPLoss. If a column "
     "holds scores, name it with `columns`, such as {score: rating}."
 )
+FOR_TRIPLETS = (
+    "Losses for triplets are TripletMarginLoss, MultipleNegativesRankingLoss, InfoNCE and "
+    "CLIPLoss. To leave the negatives unread, name the two texts alone with `columns`: "
+    "{query: …, document: …}."
+)
 AS_PAIRS = (
     "To take every pair as relevant, whatever its score, name the two texts alone with `columns`: "
     "{query: …, document: …}."
@@ -30,9 +38,89 @@ AS_PAIRS = (
 SAMPLERS: dict[str, tuple[tuple[str, ...], str]] = {
     "labelled": (("class", "random"), "is labelled"),
     "pairs": (("pairs", "random"), "holds pairs"),
+    "triplets": (("pairs", "random"), "holds triplets"),
     "scored": (("random",), "holds scored pairs, which have neither classes nor negatives"),
 }
 """The samplers of each kind of data, and what to say about others."""
+
+
+WORDS: dict[Modality, str] = {
+    "text": "texts",
+    "image": "images",
+    "points": "point clouds",
+    "features": "features",
+}
+TASK_OF: dict[frozenset[Modality], str] = {
+    frozenset({"text"}): "text-to-text",
+    frozenset({"image"}): "image-to-image",
+    frozenset({"text", "image"}): "text-to-image",
+    frozenset({"points"}): "mesh-to-mesh",
+    frozenset({"features"}): "any",
+}
+
+
+def check_modalities(
+    model: str,
+    takes: frozenset[Modality],
+    train: TrainSet,
+    val: TrainSet | None,
+    evaluations: Sequence[EvaluationSpec],
+) -> None:
+    """Refuse data that the model cannot encode.
+
+    Args:
+        model: its name.
+        takes: what it encodes.
+        train: the training data.
+        val: that of the validation loss.
+        evaluations: what is evaluated with.
+
+    Raises:
+        ConfigError: with the models that can.
+    """
+    held = {"train_data": frozenset().union(*train.modalities)}
+    if val is not None:
+        held["the validation data"] = frozenset().union(*val.modalities)
+    for spec in evaluations:
+        held[f"the data of EvaluationCallback '{spec.name}'"] = spec.modalities
+    for what, holds in held.items():
+        if holds <= takes:
+            continue
+        task = TASK_OF.get(holds)
+        suited = [f"'{name}'" for name, entry in MODELS.items() if entry.task == task]
+        hint = f" Models for that are, among others, {', '.join(suited)}." if suited else ""
+        raise ConfigError(
+            f"{what} holds {_words(holds)}, but the model '{model}' takes {_words(takes)}.{hint}"
+        )
+
+
+def check_whole_steps(model: str, config: FitConfig, items: int | None = None) -> None:
+    """Refuse what batch normalisation with statistics of the global batch cannot do.
+
+    Args:
+        model: its name.
+        config: what the user wants.
+        items: the most that a step has to encode, where that is known.
+
+    Raises:
+        ConfigError: with what to change.
+    """
+    statistics = f"'{model}' has batch normalisation with statistics of the whole step"
+    if config.micro_batch_size is not None:
+        raise ConfigError(
+            f"micro_batch_size = {config.micro_batch_size}, but {statistics}: leave "
+            "micro_batch_size out, or use other normalisation where the model has an option for "
+            "it (model_options.batch_norm: frozen, or model_options.norm: group)"
+        )
+    if items is not None and config.num_workers != "auto" and items < config.num_workers:
+        raise ConfigError(
+            f"num_workers = {config.num_workers}, but {statistics}, and a step has only {items} "
+            "to encode: every worker needs one. Give a larger batch_size, or fewer num_workers"
+        )
+
+
+def _words(modalities: frozenset[Modality]) -> str:
+    return " and ".join(word for modality, word in WORDS.items() if modality in modalities)
 
 
 def check_fit(config: FitConfig, train: TrainSet) -> None:
@@ -42,6 +130,8 @@ def check_fit(config: FitConfig, train: TrainSet) -> None:
         ConfigError: with losses, or samplers, that do.
     """
     _MISFITS[loss_needs(config.loss)](config, train)
+    if train.kind == "triplets":
+        _check_triplets(config, train)
     samplers, what = SAMPLERS[train.kind]
     if config.sampler not in ("auto", *samplers):
         valid = " or ".join(f"'{name}'" for name in samplers)
@@ -57,11 +147,23 @@ def check_fit(config: FitConfig, train: TrainSet) -> None:
         )
 
 
+def _check_triplets(config: FitConfig, train: TrainSet) -> None:
+    held = f"train_data ({train.source}) holds triplets (query,document,negative)"
+    if not takes_triplets(config.loss):
+        raise ConfigError(
+            f"{config.loss} does not learn from given negatives, but {held}. {FOR_TRIPLETS}"
+        )
+    if config.miner is not None:
+        raise ConfigError(
+            f"miner = '{config.miner}' picks triplets, but {held}: leave miner out."
+        )
+
+
 def choose_sampler(config: FitConfig, train: TrainSet) -> Sampler:
     """The sampler given, or the one that suits data and loss."""
     if config.sampler != "auto":
         return config.sampler
-    if train.kind == "pairs":
+    if train.kind in ("pairs", "triplets"):
         return "pairs"
     return "random" if train.kind == "scored" or config.loss in CLASSIFICATION_LOSSES else "class"
 
@@ -88,7 +190,7 @@ def _scores_wanted(config: FitConfig, train: TrainSet) -> None:
     labelled = train.kind == "labelled"
     raise ConfigError(
         f"{config.loss} learns from scored pairs (query,document,score), but train_data "
-        f"({train.source}) {'is labelled' if labelled else 'holds pairs without scores'}. "
+        f"({train.source}) {'is labelled' if labelled else f'holds {train.kind} without scores'}. "
         f"{FOR_LABELS if labelled else FOR_PAIRS}"
     )
 

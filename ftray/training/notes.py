@@ -35,7 +35,8 @@ def _size(data: TrainSet) -> str:
     groups = len(np.unique(data.groups))
     if data.kind == "labelled":
         return f"{counted(len(data), 'row')} of {counted(groups, 'class', 'classes')}"
-    return f"{counted(len(data), 'pair')} in {counted(groups, 'group')}"
+    noun = "triplet" if data.kind == "triplets" else "pair"
+    return f"{counted(len(data), noun)} in {counted(groups, 'group')}"
 
 
 def evaluation_note(spec: EvaluationSpec) -> str:
@@ -76,7 +77,7 @@ def overlap_notes(
     """What is evaluated or validated with, and stands in the training data as well.
 
     Metrics of such texts say less about new ones. Labelled validation rows count by their text,
-    pairs by both of theirs.
+    pairs and triplets by query and document.
     """
     notes = []
     if val is not None and (known := _rows_in_common(train, val)):
@@ -98,9 +99,10 @@ def _rows_in_common(train: TrainSet, val: TrainSet) -> int:
     texts = val.texts.cast(pa.large_string())
     found = pc.index_in(texts, value_set=train.texts.cast(pa.large_string()))
     number = pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
-    rows = number[val.rows]
+    rows = number[val.rows[:, :2]]
     rows = rows[(rows >= 0).all(axis=1)]
-    return int(np.isin(_keys(rows, len(train.texts)), _keys(train.rows, len(train.texts))).sum())
+    count = len(train.texts)
+    return int(np.isin(_keys(rows, count), _keys(train.rows[:, :2], count)).sum())
 
 
 def _keys(rows: Numbers, count: int) -> Numbers:
@@ -123,6 +125,8 @@ def _step(config: FitConfig, train: TrainSet, plan: Plan) -> str:
     size = plan.batch_size
     if train.kind == "scored":
         return f"{counted(size, 'pair')}, each compared with its score"
+    if train.kind == "triplets":
+        return _triplet_step(config, size)
     if loss_needs(config.loss) == "pairs":
         most = "the" if isinstance(plan, PairsPlan) else "up to"
         return (
@@ -140,6 +144,16 @@ def _step(config: FitConfig, train: TrainSet, plan: Plan) -> str:
     return (
         f"{counted(size, 'text')} at random; those of its class are a text's positives, the others "
         "its negatives"
+    )
+
+
+def _triplet_step(config: FitConfig, size: int) -> str:
+    triplets = counted(size, "triplet")
+    if loss_needs(config.loss) != "pairs":
+        return f"{triplets}; each document is told apart from its own negative"
+    return (
+        f"{triplets}; each query is ranked against up to {counted(2 * size - 1, 'other document')} "
+        f"of the global batch ({counted(size, 'negative')} given with the triplets)"
     )
 
 

@@ -41,7 +41,8 @@ def tell_opening(job: Job, encoder: Encoder, say: Callable[[str, str], None]) ->
     _, sentence = read_licence(job.model)
     if sentence and sentence not in job.notes:  # the card of a hub id came with the weights
         say(sentence, "INFO")
-    tower = None if job.train.kind == "pairs" else encoder.default_tower
+    paired = job.train.kind in ("pairs", "triplets")
+    tower = None if paired else encoder.default_tower
     if tower is not None and job.config.epochs:
         what = "labelled texts have" if job.train.kind == "labelled" else "scored pairs have"
         line = f"Only the tower '{tower}' is trained: {what} no queries, which pairs have"
@@ -63,8 +64,8 @@ def _training_texts(job: Job, roles_differ: bool) -> list[Part]:
     """The distinct texts of the training rows, in the roles in which they are encoded."""
     data = job.train
     columns = [("", data.rows.ravel())]
-    if data.kind == "pairs" and roles_differ:
-        columns = [("query", data.rows[:, 0]), ("document", data.rows[:, 1])]
+    if data.kind in ("pairs", "triplets") and roles_differ:
+        columns = [("query", data.rows[:, 0]), ("document", data.rows[:, 1:].ravel())]
     found = [(role, data.texts.take(pa.array(np.unique(cells)))) for role, cells in columns]
     return [(role, texts_of(cells)) for role, cells in found]
 

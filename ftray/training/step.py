@@ -23,12 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from ftray.data.dataset import StepRows
+from ftray.errors import RunFailedError
 from ftray.losses.base import LossInputs, Shard, StepLoss
 from ftray.media import Content
 from ftray.models.base import Draws, Features, Item
 from ftray.models.layout import Layout
 from ftray.runtime.base import Collectives
 from ftray.training.reduce import deal, gather_rows, reduce_gradients
+from ftray.words import counted
 
 __all__ = ["Encoder", "MicroBatch", "OwnTexts", "StepResult"]
 __all__ += ["forward_backward", "own_texts", "seeded", "validation_loss"]
@@ -41,10 +43,19 @@ Seed = tuple[int, int, int]
 
 
 class Encoder(Protocol):
-    """What the step needs of an encoder."""
+    """What the step needs of an encoder.
+
+    `couples_rows` says whether embeddings depend on what else the step encodes.
+    """
+
+    couples_rows: bool
 
     def cost(self, content: Content) -> int:
         """How much a thing is to encode."""
+        ...
+
+    def coupled(self, content: Content) -> bool:
+        """Whether a thing's embedding depends on others of the step, in training."""
         ...
 
     def collate(
@@ -181,7 +192,13 @@ def forward_backward(
         seed: (seed, epoch, step) for dropout and for draws inside the loss.
         autocast: makes the context of an encoder's forward.
         scale: multiplies the gradients (fp16 loss scaling); the returned loss is unscaled.
+
+    Raises:
+        RunFailedError: on every rank, if the encoder couples rows and a rank has none.
     """
+    if encoder.couples_rows:
+        coupled = [encoder.coupled(content) for _, content in rows.texts]
+        _check_shares(own, coupled, collectives.world_size)
     parameters = list(encoder.parameters())
     for parameter in [*parameters, *loss.parameters()]:
         parameter.grad = None
@@ -216,6 +233,17 @@ def forward_backward(
     collectives.all_reduce_sum(counts)
     tokens, processed = counts.tolist()
     return StepResult(loss=value, tokens=tokens, processed_tokens=processed)
+
+
+def _check_shares(own: OwnTexts, coupled: list[bool], world_size: int) -> None:
+    """Statistics of the global batch are exchanged in every forward: none can be left out."""
+    if any(coupled) and not all(any(coupled[i] for i in share) for share in own.shares):
+        rows = sum(coupled)
+        raise RunFailedError(
+            f"A step has {counted(rows, 'distinct row')}, fewer than the {world_size} workers, but "
+            "batch normalisation with statistics of the global batch needs a row on every worker: "
+            "give a larger batch_size, or fewer num_workers"
+        )
 
 
 @torch.no_grad()

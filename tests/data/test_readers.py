@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -45,7 +46,7 @@ def refused(source: object, **options: object) -> str:
         ("question,intent", "labelled"),
         ("query,document", "pairs"),
         ("question,answer", "pairs"),
-        ("anchor,positive,negative", "pairs"),
+        ("anchor,positive,negative", "triplets"),
         ("sentence1,sentence2,label", "pairs"),
         ("query,text", "pairs"),
         ("text", "items"),
@@ -93,11 +94,32 @@ def test_every_source_gives_the_same_records(tmp_path: Path) -> None:
         written(tmp_path, json.dumps(dicts, indent=1), "train.json"),
         tmp_path / "train.parquet",
         table,
+        table.to_pandas(),
         dicts,
     ]
     read = [read_records(source) for source in sources]
     assert {records.fingerprint for records in read} == {read[0].fingerprint}
     assert all(rows(records) == rows(read[0]) for records in read)
+
+
+def test_a_dialect_is_not_guessed(tmp_path: Path) -> None:
+    lines = "where, is\tx\nlost, my\ty\n"
+    guessed = read_records(written(tmp_path, lines))
+    assert guessed.table["item" if guessed.kind == "labelled" else "query"][0].as_py() == "where"
+    told = read_records(written(tmp_path, lines), csv_options={"dialect": "excel-tab"})
+    assert set(told.table.to_pylist()[0].values()) == {"where, is", "x"}
+    semicolon = written(tmp_path, "a;b\nc;d\n")
+    given = read_records(semicolon, csv_options={"dialect": "unix", "delimiter": ";"})
+    assert set(given.table.to_pylist()[0].values()) == {"a", "b"}, "a delimiter goes first"
+
+
+def test_frames_are_read_as_tables(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"text": ["a", "b"], "label": [1.0, 2.0], 3: [0, 0]}, index=[7, 8])
+    assert rows(read_records(frame)) == [("a", "1"), ("b", "2")]
+    assert read_records(frame).place(1) == "a DataFrame of 2 rows, row 2"
+    frame.loc[8, "text"] = None
+    assert "a DataFrame of 2 rows, row 2: the text is empty" in refused(frame)
+    assert "a DataFrame of 0 rows has no rows" in refused(frame[:0])
 
 
 def test_tuples_are_pairs_and_strings_are_items() -> None:
@@ -340,14 +362,14 @@ def test_wrong_type_lists_what_is_accepted(source: object) -> None:
         (["a", ""], "a list of 2 records, index 1: the text is empty"),
         (["a", ("b", "c")], "index 1: a tuple, but the first record is of another kind."),
         ([("a", "b"), ("a", "b", "c")], "index 1: a tuple of 3, but the first record has 2."),
-        ([("a", "b", "c")], "index 0: tuple of 3 is not a record."),
+        ([("a", "b", "c", "d")], "index 0: tuple of 4 is not a record."),
         ([object()], "is not a record. Valid: a dict with named texts"),
         ([{"text": "a", "label": "x"}, {"text": "b"}], "index 1: there is no 'label'"),
         ([{"text": "a", "label": None}], "index 0: the label is empty"),
         ([{"text": ["a"]}], "index 0, 'text': list is not a text."),
         (pa.table({"text": pa.array([], pa.string())}), "a table of 0 rows has no rows."),
         (pa.table({"text": ["a", None]}), "a table of 2 rows, row 2: the text is empty"),
-        (pa.table({"text": [b"a"]}), "column 'text' holds binary"),
+        (pa.table({"text": [b"a"]}), "row 1, 'text': 1 bytes that start with b'a' are no image"),
     ],
 )
 def test_mistakes_in_python_records_are_placed(source: object, message: str) -> None:

@@ -256,6 +256,10 @@ def test_a_beir_corpus_can_be_the_index_of_pairs(tmp_path: Path) -> None:
         ({"corpus.jsonl": CORPUS + CORPUS}, "line 4: the _id 'd1' also stands at line 1"),
         ({"corpus.jsonl": '{"_id": "d1"}\n'}, "line 1: a BEIR record is an object with _id and"),
         ({"corpus.jsonl": "{\n"}, "line 1: not valid JSON"),
+        (
+            {"corpus.jsonl": '{"_id": "d", "text": "a\\u0000"}\n'},
+            "line 1: a text with the character",
+        ),
         ({"queries.jsonl": ""}, "queries.jsonl is empty"),
     ],
 )

@@ -172,9 +172,9 @@ def test_documents_survive_the_way_to_records_and_back() -> None:
     assert (kind, table["score"].to_pylist()) == ("scored", [4.5, 0.0, 2.75])
 
 
-def test_tuples_of_three_texts_are_no_records() -> None:
-    message = refused([("a", "b", "c")])
-    assert "tuple of 3 is not a record" in message and "or of two and a number" in message
+def test_tuples_of_four_texts_are_no_records() -> None:
+    message = refused([("a", "b", "c", "d")])
+    assert "tuple of 4 is not a record" in message and "or of two and a number" in message
     assert "a tuple of 2, but the first record has 3" in refused([ROWS[0], ("a", "b")])
 
 

@@ -126,6 +126,7 @@ def test_every_loss_of_the_library_is_offered_or_refused() -> None:
 
 def test_offered_names_are_the_librarys_and_our_own() -> None:
     own = {"InfoNCE", "MultipleNegativesRankingLoss", "CLIPLoss", "CosineSimilarityLoss"}
+    own |= {"SigLIPLoss"}
     assert set(LOSS_NAMES) == METRIC_LOSSES | own | {MEMORY_LOSS}
     needs = {name: loss_needs(name) for name in LOSS_NAMES if loss_needs(name) != "labels"}
     assert needs == {name: "pairs" for name in own} | {"CosineSimilarityLoss": "scores"}

@@ -45,6 +45,15 @@ PAIRS = [
     [(18, 19), (20, 20)],  # a pair of one text with itself
 ]
 """The steps of pairs, as numbers of texts."""
+TRIPLETS = [
+    # a pair with two negatives; a negative that is another's document, or query; one that is a
+    # document of the same query; one that is the query itself
+    [(0, 1, 2), (0, 1, 3), (4, 5, 1), (6, 7, 4), (0, 8, 1), (9, 10, 9)],
+    [(11, 12, 13), (14, 15, 13), (16, 12, 17)],
+    [(18, 19, 20)],
+    [(18, 2, 19), (20, 20, 3)],
+]
+"""The steps of triplets."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +147,16 @@ ENTRIES = [
     Entry("InfoNCE", (("symmetric", False), ("temperature", 0.3)), data="pairs"),
     Entry("MultipleNegativesRankingLoss", (("learnable_temperature", True),), data="pairs"),
     Entry("CLIPLoss", data="pairs"),
+    Entry("SigLIPLoss", data="pairs"),
+    Entry("SigLIPLoss", (("temperature", 0.5), ("bias", -1.0)), data="pairs"),
     Entry("SupConLoss", data="pairs"),
     Entry("ArcFaceLoss", data="pairs"),
     Entry("CosineSimilarityLoss", data="scored"),
+    Entry("InfoNCE", data="triplets"),
+    Entry("MultipleNegativesRankingLoss", data="triplets"),
+    Entry("CLIPLoss", data="triplets"),
+    Entry("TripletMarginLoss", data="triplets"),
+    Entry("TripletMarginLoss", (("margin", 0.5), ("reducer", "MeanReducer")), data="triplets"),
 ]
 
 
@@ -172,9 +188,10 @@ def data_of(entry: Entry) -> tuple[TrainSet, list[np.ndarray]]:
         rows += again
     else:
         texts = sentences(21, 4)
-        for pairs in PAIRS:
-            steps.append(np.arange(len(rows), len(rows) + len(pairs)))
-            rows += [{"query": texts[q], "document": texts[d]} for q, d in pairs]
+        names = ("query", "document", "negative")
+        for cells in TRIPLETS if entry.data == "triplets" else PAIRS:
+            steps.append(np.arange(len(rows), len(rows) + len(cells)))
+            rows += [dict(zip(names, (texts[i] for i in row), strict=False)) for row in cells]
     if entry.data == "scored":
         scores = np.random.default_rng(0).uniform(-1, 1, len(rows))
         rows = [{**row, "score": float(score)} for row, score in zip(rows, scores, strict=True)]

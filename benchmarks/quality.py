@@ -1,0 +1,219 @@
+"""What a fit is worth: five data sets, each over several seeds, beside reference values.
+
+    FTRAY_DATA=... python benchmarks/quality.py [--tasks fashion_mnist ...] [--seeds 0 1 2] [--write]
+
+Each task is a plain configuration (configs/<task>.yaml) that `ftray fit` runs, in a process of its
+own; the metrics are read from its record. The reference values come from plain PyTorch loops over
+the same data with as many samples seen, one seed each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import common
+import numpy as np
+import prepare_emoji
+import pyarrow.parquet as pq
+import torch
+
+import ftray
+
+CONFIGS = common.FOLDER / "configs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One data set.
+
+    Attributes:
+        title: for the table.
+        seen: how many samples the recipe sees, and the reference saw.
+        reference: metric to its reference value.
+        names: metric to how the table calls it.
+        extra: further metrics of the artifact.
+    """
+
+    title: str
+    seen: str
+    reference: Mapping[str, float]
+    names: Mapping[str, str]
+    extra: Callable[[ftray.Run], dict[str, float]] | None = None
+
+
+def one_shot(run: ftray.Run) -> dict[str, float]:
+    """Accuracy of the 20 official 20-way runs: the class of the nearest of 20 support images."""
+    file = common.data_file("omniglot", "oneshot20way.parquet")
+    table = pq.read_table(file)
+    model = ftray.get_model(run.artifact_id)
+    vectors = ftray.encode(model, table.select(["image"]), batch_size=256)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    number, role, label = (
+        np.array(table[name].to_pylist()) for name in ("run", "role", "class_in_run")
+    )
+    hits = []
+    for each in np.unique(number):
+        asked = (number == each) & (role == "query")
+        support = (number == each) & (role == "support")
+        nearest = (vectors[asked] @ vectors[support].T).argmax(axis=1)
+        hits += (label[support][nearest] == label[asked]).tolist()
+    return {"one_shot": statistics.fmean(hits)}
+
+
+TASKS = {
+    "fashion_mnist": Task(
+        title="Fashion-MNIST, 2,000 images search 8,000",
+        seen="40,000 images, as the reference",
+        reference={"ndcg_at_k": 0.8401, "average_precision": 0.7848, "precision_at_k": 0.8369},
+        names={"ndcg_at_k": "nDCG@20", "average_precision": "mAP@20", "precision_at_k": "P@20"},
+    ),
+    "omniglot": Task(
+        title="Omniglot, 1,620 images of alphabets never seen",
+        seen="9,660 images (reference: 9,600)",
+        reference={"average_precision": 0.2528, "precision_at_k": 0.3598, "one_shot": 0.5825},
+        names={
+            "average_precision": "mAP@19",
+            "precision_at_k": "P@19",
+            "one_shot": "one-shot 20-way accuracy",
+        },
+        extra=one_shot,
+    ),
+    "emoji": Task(
+        title="Emoji, 300 names search 300 images never seen",
+        seen="39,868 pairs (reference: 40,960)",
+        reference={"hit_at_k": 0.46},
+        names={"hit_at_k": "R@10", "reciprocal_rank": "MRR@10"},
+    ),
+    "banking77": Task(
+        title="Banking77, 3,080 texts search 10,003",
+        seen="4,620 texts, as the reference",
+        reference={"ndcg_at_k": 0.8681, "average_precision": 0.8268, "precision_at_k": 0.8559},
+        names={"ndcg_at_k": "nDCG@20", "average_precision": "mAP@20", "precision_at_k": "P@20"},
+    ),
+    "medquad": Task(
+        title="MedQuAD, 1,000 questions about diseases never seen search 2,022 answers",
+        seen="4,000 pairs (reference: zero-shot)",
+        reference={"ndcg_at_k": 0.8003, "reciprocal_rank": 0.7569},
+        names={"ndcg_at_k": "nDCG@10", "reciprocal_rank": "MRR@10"},
+    ),
+}
+
+
+def main() -> None:
+    """Fit every task with every seed, and report."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--num-workers", default="0", help="0 trains without Ray")
+    parser.add_argument("--set", nargs="*", default=[], help="further settings, for a trial")
+    parser.add_argument("--storage-path", help="keep the runs there; else they are deleted")
+    parser.add_argument("--write", action="store_true", help="write results/quality.md")
+    arguments = parser.parse_args()
+    if common.data_file() is None:
+        parser.error("FTRAY_DATA must name the folder that holds the data sets")
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as place:
+        found = {
+            name: [fit(name, seed, arguments, Path(place)) for seed in arguments.seeds]
+            for name in arguments.tasks
+        }
+    common.page(
+        "quality",
+        "Quality on five data sets",
+        report(found, arguments),
+        threads=torch.get_num_threads(),
+        load=load,
+        write=arguments.write,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One fit: metrics before and after, and its seconds from start to artifact."""
+
+    before: dict[str, float]
+    after: dict[str, float]
+    seconds: float
+
+
+def fit(name: str, seed: int, arguments: argparse.Namespace, place: Path) -> Result:
+    """Run `ftray fit`, as anybody would."""
+    environment = {**os.environ, "FTRAY_EMOJI": str(place / "emoji")}
+    if name == "emoji" and not (place / "emoji").exists():
+        source = common.data_file("emoji", "emoji.parquet")
+        assert source is not None
+        prepare_emoji.prepare(source, place / "emoji")
+    settings = {
+        "seed": seed,
+        "num_workers": arguments.num_workers,
+        "storage_path": arguments.storage_path or place / "runs",
+        "experiment_name": name,
+        "run_name": f"seed-{seed}",
+    }
+    words = [sys.executable, "-m", "ftray", "fit", str(CONFIGS / f"{name}.yaml")]
+    for setting in [*(f"{key}={value}" for key, value in settings.items()), *arguments.set]:
+        words += ["--set", setting]
+    common.say(f"{name}, seed {seed}")
+    done = subprocess.run(words, env=environment, stdout=sys.stderr, check=False)
+    common.require(done.returncode == 0, f"{name}, seed {seed}: ftray fit failed")
+    run = ftray.get_run(f"seed-{seed}", name, str(settings["storage_path"]))
+    metrics = run.metrics()
+    extra = TASKS[name].extra
+    if extra is not None:
+        metrics["after"].update(extra(run))
+    common.say(f"{name}, seed {seed}: {metrics['after']}")
+    times = run.times
+    return Result(seconds=times["ended_s"] - times["started_s"], **metrics)
+
+
+def report(found: Mapping[str, list[Result]], arguments: argparse.Namespace) -> str:
+    """The page: one table, a row for each metric."""
+    rows = []
+    for name, results in found.items():
+        task = TASKS[name]
+        for metric, called in task.names.items():
+            values = [result.after[metric] for result in results]
+            before = results[0].before.get(metric)
+            target = task.reference.get(metric)
+            rows.append(
+                [
+                    task.title if metric == next(iter(task.names)) else "",
+                    called,
+                    "-" if before is None else f"{before:.4f}",
+                    f"{statistics.fmean(values):.4f}",
+                    f"{min(values):.4f} to {max(values):.4f}",
+                    "-" if target is None else f"{target:.4f}",
+                    "-" if target is None else verdict(statistics.fmean(values), target),
+                    f"{statistics.median(r.seconds for r in results):.0f} s",
+                ]
+            )
+    head = ["", "metric", "before", "mean after", "lowest to highest", "reference", "", "time"]
+    seen = "; ".join(f"{name}: {TASKS[name].seen}" for name in found)
+    trial = f"**A trial** with {' '.join(arguments.set)}.\n\n" if arguments.set else ""
+    return f"""{trial}Each row is the mean over the seeds {arguments.seeds}, of
+`ftray fit benchmarks/configs/TASK.yaml --set seed=SEED --set num_workers={arguments.num_workers}`.
+{common.versions("sentence-transformers", "transformers", "pytorch-metric-learning")}.
+
+{common.table(head, rows)}
+
+Before is seed 0, before training: the nets of the first two and the image tower are drawn at
+random then, the texts' model is pre-trained. Time is the median from the start of the run to its
+artifact, with its evaluations. Samples seen: {seen}. The references are one seed each, of plain
+PyTorch loops; MedQuAD's is the model before training."""
+
+
+def verdict(mean: float, target: float) -> str:
+    """Whether the mean is above the reference."""
+    return "above" if mean > target else "**below**"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""Which columns hold images, points or features, and which only texts.
+
+What was no string in the source is marked already. A string is an address if it looks like one
+(`_LOOKS`) and so do the others of its column; if the model takes no texts, every string of an item,
+a query or a document is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
+from typing import NoReturn
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ftray.data.cleaning import quoted
+from ftray.data.columns import Layout
+from ftray.data.pictures import IMAGE_SUFFIXES
+from ftray.data.values import PLAIN_ROLES, TEXTS
+from ftray.errors import DataError
+from ftray.media import MARK, Modality, modalities_of
+
+__all__ = [
+    "SAMPLE",
+    "Things",
+    "all_addresses",
+    "looks_like_address",
+    "modality_of_address",
+    "things_in",
+]
+
+Things = dict[str, Modality]
+"""The roles whose columns hold no texts, and what they hold."""
+
+UNDECIDED = ("first", "second", "third")
+"""Roles of columns that may be anything, labels and scores too."""
+
+Place = Callable[[int], str]
+
+POINT_SUFFIXES = (".off", ".npy")
+SAMPLE = 1000
+"""So many cells tell whether a column's strings are addresses."""
+_SUFFIXES = "|".join(suffix[1:] for suffix in (*IMAGE_SUFFIXES, *POINT_SUFFIXES))
+_LOOKS = (
+    rf"(?i)^(?:data:[a-z]+/[a-z0-9.+-]+;base64,|file://.|https?://[^\s]+\.(?:{_SUFFIXES})"
+    rf"(?:[?#][^\s]*)?$|[^\n\r]*[^\s]\.(?:{_SUFFIXES})$)"
+)
+
+
+def looks_like_address(cells: pa.Array | pa.ChunkedArray) -> pa.BooleanArray:
+    """Whether each cell looks like the address of an image or of points."""
+    return pc.match_substring_regex(cells, _LOOKS)
+
+
+def all_addresses(cells: Sequence[str]) -> bool:
+    """Whether all cells look like addresses."""
+    return bool(pc.all(looks_like_address(pa.array(cells, pa.string()))).as_py())
+
+
+def modality_of_address(address: str, modalities: frozenset[Modality] | None) -> Modality | None:
+    """What lies at an address, by its ending, or else as the only thing the model takes.
+
+    None where neither tells. A .npy file holds an array of any kind.
+    """
+    things = (modalities or frozenset()) - {"text"}
+    path = urlsplit(address).path if "://" in address[:12] else address
+    suffix = PurePosixPath(path).suffix.lower()
+    if suffix in IMAGE_SUFFIXES or address[:5].lower() == "data:":
+        return "image"
+    if suffix in POINT_SUFFIXES and (suffix != ".npy" or len(things) != 1):
+        return "points"
+    return next(iter(things)) if len(things) == 1 else None
+
+
+def things_in(
+    table: pa.Table,
+    layout: Layout,
+    modalities: frozenset[Modality] | None,
+    *,
+    exists: Callable[[str], bool],
+    place: Place,
+    source: str,
+) -> Things:
+    """The columns that hold something else than texts.
+
+    Args:
+        table: string columns without empty cells, by role.
+        layout: their names.
+        modalities: what the model takes; None = not known.
+        exists: whether there is a file of that name.
+        place: a row's place in the source.
+        source: for messages.
+
+    Raises:
+        DataError: for a column of several modalities, with the row; for things that the model does
+            not take; for labels and items that are exchanged.
+    """
+    roles = [role for role in table.column_names if role not in PLAIN_ROLES]
+    things: Things = {}
+    for role in roles:
+        decided = role not in UNDECIDED
+        modality = _held(table[role], modalities, decided, layout.columns[role], place)
+        if modality is not None:
+            things[role] = modality
+    only_things = modalities is not None and "text" not in modalities
+    if only_things and layout.kind is None and not things:
+        things = _by_existence(table, layout, modalities, exists, source)
+    if "label" in table.column_names and modalities != TEXTS:
+        _check_label(table, layout, source)
+    return things
+
+
+def _held(
+    column: pa.ChunkedArray,
+    modalities: frozenset[Modality] | None,
+    decided: bool,
+    name: str,
+    place: Place,
+) -> Modality | None:
+    """What a column holds; None = texts.
+
+    Args:
+        column: cells.
+        modalities: what the model takes.
+        decided: whether the column's role is known, so that it cannot be a label.
+        name: of the column.
+        place: a row's place.
+    """
+    marks = pc.starts_with(column, MARK)
+    marked: frozenset[Modality] = frozenset()
+    strings = column
+    if pc.any(marks).as_py():  # else nothing is copied: there may be many millions of texts
+        marked = modalities_of(column.filter(marks))
+        strings = column.filter(pc.invert(marks))
+    if len(marked) > 1:
+        _mixed(column, name, place)
+    if not len(strings):
+        return next(iter(marked))
+    if modalities == TEXTS and not marked:
+        return None
+    always = decided and modalities is not None and "text" not in modalities
+    if not always:
+        share = pc.mean(looks_like_address(strings.slice(0, SAMPLE))).as_py()
+        if not marked and share <= 0.5:
+            return None
+        if not pc.all(looks_like_address(strings)).as_py():
+            _mixed(column, name, place)
+    kinds = {modality_of_address(one, modalities): one for one in reversed(_few(strings))}
+    for kind, one in kinds.items():
+        if kind is None:
+            raise DataError(
+                f"{place(pc.index(column, one).as_py())}: what {quoted(one)} is, neither its "
+                f"ending tells nor the model (column '{name}'). Images end in "
+                f"{', '.join(IMAGE_SUFFIXES)}; points in {', '.join(POINT_SUFFIXES)}."
+            )
+        if modalities is not None and kind not in modalities:
+            taken = " and ".join(sorted(modalities))
+            raise DataError(
+                f"{place(pc.index(column, one).as_py())}: the column '{name}' holds an address of "
+                f"the kind '{kind}', {quoted(one)}, but the model takes {taken}."
+            )
+    found = {*kinds, *marked} - {None}
+    if len(found) > 1:
+        _mixed(column, name, place)
+    return next(iter(found))
+
+
+def _few(strings: pa.ChunkedArray) -> list[str]:
+    """One address for each ending there is."""
+    endings = pc.utf8_lower(pc.utf8_slice_codeunits(strings, -5))
+    first = pc.index_in(pc.unique(endings), value_set=endings.combine_chunks())
+    return [str(one) for one in strings.take(first).to_pylist()]
+
+
+def _mixed(column: pa.ChunkedArray, name: str, place: Place) -> NoReturn:
+    """Say which row is of another kind than the first."""
+    cells = column.to_pylist()
+    looks = looks_like_address(column).to_pylist()
+    kinds = [_kind(cell, look) for cell, look in zip(cells, looks, strict=True)]
+    other = next(row for row, kind in enumerate(kinds) if kind != kinds[0])
+    hint = ""
+    if "text" in (kinds[0], kinds[other]):
+        hint = f" Addresses end in {', '.join((*IMAGE_SUFFIXES, *POINT_SUFFIXES))}."
+    raise DataError(
+        f"{place(other)}: {quoted(cells[other])} is of the kind '{kinds[other]}', but the column "
+        f"'{name}' starts with the kind '{kinds[0]}' at {place(0)}. A column holds things of one "
+        f"kind.{hint}"
+    )
+
+
+def _kind(cell: str, looks: bool) -> str:
+    if cell.startswith(MARK):
+        return next(iter(modalities_of(pa.array([cell]))))
+    return (modality_of_address(cell, None) or "image") if looks else "text"
+
+
+def _by_existence(
+    table: pa.Table,
+    layout: Layout,
+    modalities: frozenset[Modality] | None,
+    exists: Callable[[str], bool],
+    source: str,
+) -> Things:
+    """Of columns of unknown role, for a model without texts: those whose files are there."""
+    found: Things = {}
+    undecided = [role for role in UNDECIDED if role in table.column_names]
+    for role in undecided:
+        address = table[role][0].as_py()
+        modality = modality_of_address(address, modalities)
+        if modality is not None and exists(address):
+            found[role] = modality
+    if not found:
+        names = " and ".join(f"'{layout.columns[role]}'" for role in undecided)
+        cells = " and ".join(quoted(table[role][0].as_py()) for role in undecided)
+        raise DataError(
+            f"{source}: the model takes {' and '.join(sorted(modalities or ()))}, but neither of "
+            f"the columns {names} holds addresses of files. The first row has {cells}."
+        )
+    return found
+
+
+def _check_label(table: pa.Table, layout: Layout, source: str) -> None:
+    """Labels are no addresses while the items are none."""
+    labels, items = (table[role].slice(0, SAMPLE) for role in ("label", "item"))
+    if not pc.all(looks_like_address(labels)).as_py():
+        return
+    if pc.any(pc.or_(looks_like_address(items), pc.starts_with(items, MARK))).as_py():
+        return
+    label, item = layout.columns["label"], layout.columns["item"]
+    first = table["label"][0].as_py()
+    raise DataError(
+        f"{source}: the labels (column '{label}') are addresses, as {quoted(first)}, and the items "
+        f"(column '{item}') are none: they are exchanged. Say {{item: {label}, label: {item}}} "
+        "with `columns`."
+    )

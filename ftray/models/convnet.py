@@ -1,0 +1,160 @@
+"""A small convolutional net from scratch, for small images: `convnet`."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ftray.models.augment import Augmentation, make_augmentation
+from ftray.models.base import Draws, Encoder, Features, Item
+from ftray.models.layout import Layout
+from ftray.models.norm import GlobalBatchNorm
+from ftray.models.options import ConvNetOptions, kept
+from ftray.models.pictures import PictureReader, colour, image_of
+from ftray.models.request import Request, not_loaded
+
+__all__ = ["ConvNetEncoder", "load"]
+
+WEIGHTS = "model.safetensors"
+MOST_GROUPS = 8
+MIDDLE = (0.5,)
+
+
+def load(request: Request) -> ConvNetEncoder:
+    """A net with random weights, or one that ftray wrote."""
+    options = kept("convnet", request.facts, request.options, request.name)
+    augmentation = make_augmentation(request.augmentation, "convnet")
+    encoder = ConvNetEncoder(request.name, options, augmentation)
+    if not request.is_new:
+        try:
+            encoder.net.load_state_dict(load_file(Path(request.place) / WEIGHTS))
+        except Exception as error:
+            raise not_loaded(request, error) from error
+    return encoder
+
+
+class ConvNetEncoder(Encoder):
+    """Images to embeddings `(n, D)`, which are not normalised.
+
+    A stage is a 3x3 convolution, a norm and ReLU, and halves height and width, rounding up with
+    convolutions of stride 2, and down with max-pooling.
+
+    Args:
+        name: what the user called it.
+        options: see `ConvNetOptions`.
+        augmentation: of images in training; None = none.
+    """
+
+    kind = "convnet"
+    modalities = frozenset({"image"})
+
+    def __init__(
+        self, name: str, options: ConvNetOptions, augmentation: Augmentation | None = None
+    ) -> None:
+        super().__init__(name)
+        self.options = options
+        self.couples_rows = options.norm == "batch"
+        self._augmentation = augmentation
+        grey = options.colors == "grey"
+        channels = 1 if grey else 3
+        self._reader = PictureReader(
+            size=options.image_size,
+            mode="L" if grey else "RGB",
+            background=colour(options.background),
+            invert=options.invert,
+            mean=options.mean or MIDDLE,
+            std=options.std or MIDDLE,
+        )
+        layers: dict[str, nn.Module] = {}
+        for number, width in enumerate(options.channels, 1):
+            layers[f"stage{number}"] = _stage(channels, width, options)
+            channels = width
+        layers["pooling"] = _Pooling(options.pooling)
+        self._dim = _pooled_dim(options)
+        if options.output_dim is not None:
+            layers["output"] = nn.Linear(self._dim, options.output_dim)
+            self._dim = options.output_dim
+        self.net = nn.Sequential(OrderedDict(layers))
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width D of an embedding."""
+        return self._dim
+
+    def collate(
+        self, items: Sequence[Item], layout: Layout = "bucketed", draws: Draws | None = None
+    ) -> Features:
+        """Decode, augment where there are draws, and resize: one forward."""
+        order = torch.arange(len(items))
+        if not items:
+            return Features(forwards=[], order=order)
+        images = [self._reader.decoded(image_of(content, self.name)) for _, content in items]
+        if draws is not None and self._augmentation is not None:
+            images = [self._augmentation(*pair) for pair in zip(images, draws, strict=True)]
+        return Features(forwards=[{"pixels": self._reader.pixels(images)}], order=order)
+
+    def encode(self, inputs: dict[str, Any]) -> Tensor:
+        """Embeddings of images, `(rows, D)`."""
+        embeddings: Tensor = self.net(inputs["pixels"])
+        return embeddings
+
+    def freeze(self, weight: str) -> None:
+        """Leave a weight, by its name in `model.safetensors`, as it is."""
+        self.net.get_parameter(weight).requires_grad_(False)
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Write the weights; the options make the net again."""
+        weights = {name: value.contiguous() for name, value in self.net.state_dict().items()}
+        save_file(weights, folder / WEIGHTS)
+        return {"options": self.options.model_dump(mode="json")}
+
+
+def _stage(inputs: int, outputs: int, options: ConvNetOptions) -> nn.Sequential:
+    strided = options.downsample == "stride"
+    layers: dict[str, nn.Module] = {
+        "conv": nn.Conv2d(inputs, outputs, 3, stride=2 if strided else 1, padding=1)
+    }
+    if options.norm == "batch":
+        layers["norm"] = GlobalBatchNorm(outputs)
+    elif options.norm == "group":
+        layers["norm"] = nn.GroupNorm(math.gcd(MOST_GROUPS, outputs), outputs)
+    layers["relu"] = nn.ReLU()
+    if not strided:
+        layers["halve"] = nn.MaxPool2d(2)
+    return nn.Sequential(OrderedDict(layers))
+
+
+def _pooled_dim(options: ConvNetOptions) -> int:
+    """Width of what the pooling gives."""
+    width = options.channels[-1]
+    if options.pooling != "flatten":
+        return 2 * width if options.pooling == "meanmax" else width
+    size = options.image_size
+    for _ in options.channels:
+        size = (size + 1) // 2 if options.downsample == "stride" else size // 2
+    return width * size * size
+
+
+class _Pooling(nn.Module):
+    """Maps `(n, C, h, w)` to one vector each."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self._how = how
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if self._how == "flatten":
+            return maps.flatten(1)
+        flat = maps.flatten(2)
+        if self._how == "mean":
+            return flat.mean(2)
+        if self._how == "max":
+            return flat.amax(2)
+        return torch.cat([flat.mean(2), flat.amax(2)], dim=1)
