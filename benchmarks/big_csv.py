@@ -65,9 +65,9 @@ def main() -> None:
         "A big CSV file in bounded memory",
         f"{arguments.rows:,} rows in each file, {REPEATS:.0%} of them repeat an earlier one; read "
         "with nothing said about the file, one fresh process each. Groups are classes, or "
-        "connected groups of pairs. Anonymous is what a process needs; the rest of its peak are "
-        "pages of files, which the system takes back when it needs room. MB are millions of bytes; the peaks include the resulting data.\n\n"
-        + common.table(head, rows),
+        "connected groups of pairs. MB are millions of bytes; the peaks include the resulting "
+        "data. Anonymous is what a process needs; the rest of its peak are pages of files, which "
+        "the system takes back when it needs room.\n\n" + common.table(head, rows),
         threads=os.cpu_count() or 1,
         load=load,
         write=arguments.write,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import ftray
 from ftray.config import CsvOptions, FitConfig, validated
@@ -76,6 +78,10 @@ def place(tmp_path_factory: pytest.TempPathFactory, labelled_rows: list[dict[str
     (folder / "other.csv").write_text("\n".join([lines[0], *lines[5:45]]) + "\n", encoding="utf-8")
     two = [f"{row['text']},{row['label']}" for row in labelled_rows[:48]]
     (folder / "two.csv").write_text("\n".join(["text,label", *two]) + "\n", encoding="utf-8")
+    for i in range(24):
+        picture = folder / "pictures" / f"c{i % 4}" / f"{i}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (8, 8), np.uint8)).save(picture)
     tiny_text_model(folder / "other", dropout=0.2, seed=1)
     return folder
 
@@ -265,6 +271,73 @@ def max_failures(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> No
         assert trainer.run_config.failure_config.max_failures == given
 
 
+class Brightness(torch.nn.Module):
+    """Two numbers of one pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 2)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(pixels)
+        return out
+
+
+def first_losses(options: dict[str, Any], **functions: Any) -> float:
+    pictures = [
+        {"image": np.full((4, 4), 9 * i, np.uint8), "label": f"c{i % 4}"} for i in range(16)
+    ]
+    torch.manual_seed(0)
+    given = {**options, "model": Brightness(), "train_data": pictures, "data_workers": 0}
+    run = ftray.fit(listeners=[], **{**given, **functions})
+    return next(e.loss for e in run._record.events() if isinstance(e, StepEnded))
+
+
+def preprocess_fn(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(scale: float) -> Callable[[Any], torch.Tensor]:
+        return lambda image: torch.tensor([np.asarray(image.convert("L")).mean() * scale])
+
+    first, second = (first_losses(options, preprocess_fn=made(scale)) for scale in (0.01, 0.5))
+    assert first != second
+    with pytest.raises(FtrayError, match="preprocess_fn belongs to a torch.nn.Module"):
+        ftray.fit(listeners=[], **{**options, "preprocess_fn": len})
+
+
+def collate_fn(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(scale: float) -> Callable[[list[Any]], torch.Tensor]:
+        return lambda images: torch.tensor(
+            [[np.asarray(image.convert("L")).mean() * scale] for image in images]
+        )
+
+    given = {**options, "preprocess_fn": lambda image: image}
+    first, second = (first_losses(given, collate_fn=made(scale)) for scale in (0.01, 0.5))
+    assert first != second
+    with pytest.raises(FtrayError, match="collate_fn belongs to a torch.nn.Module"):
+        ftray.fit(listeners=[], **{**options, "collate_fn": len})
+
+
+def data_workers(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many batches this process makes itself: all, or none where others do."""
+    from ftray.models.convnet import ConvNetEncoder
+
+    made = []
+    collate = ConvNetEncoder.collate
+
+    def watched(self: ConvNetEncoder, *given: Any, **more: Any) -> Any:
+        made.append(os.getpid())
+        return collate(self, *given, **more)
+
+    monkeypatch.setattr(ConvNetEncoder, "collate", watched)
+    pictures = [{"image": np.full((4, 4), i, np.uint8), "label": f"c{i % 4}"} for i in range(16)]
+    here = {**options, "model": "convnet", "train_data": pictures, "batch_size": 4}
+    for workers, mine in ((0, 8), (1, 0), ("auto", 0)):
+        made.clear()
+        ftray.fit(listeners=[], **{**here, "data_workers": workers})
+        assert len(made) == mine
+    with pytest.raises(FtrayError, match="data_workers = -1: 0 .none., a number of processes"):
+        ftray.fit(listeners=[], **{**here, "data_workers": -1})
+
+
 def resume(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A run cut off after its first epoch: refused, continued; and one that is not there."""
     from ftray.callbacks import Callback
@@ -298,6 +371,8 @@ TRAINED = ("losses", "weights")
 EVALUATION = {"EvaluationCallback": {"query_data": "{place}/other.csv"}}
 MINER = "TripletMarginMiner"
 
+PICTURES = {"model": "convnet", "train_data": "{place}/pictures"}
+
 FIELDS: dict[str, Case] = {
     # data
     "model": Case(change="{place}/other", differs=("first loss", *TRAINED), same=PLAN),
@@ -306,6 +381,11 @@ FIELDS: dict[str, Case] = {
         change="{place}/other.csv", differs=("validation loss",), same=(*PLAN, *TRAINED)
     ),
     "val_split": Case(change=0.25, differs=("rows", "validation loss", *TRAINED)),
+    "model_options": Case(
+        change={"channels": [4, 8]}, besides=PICTURES, differs=("first loss", *TRAINED), same=PLAN
+    ),
+    "preprocess_fn": Case(check=preprocess_fn),
+    "collate_fn": Case(check=collate_fn),
     "columns": Case(change={"item": "note"}, differs=("texts", "all texts", *TRAINED)),
     "csv_options": Case(change={"size": 30}, differs=("rows", *TRAINED)),  # all: CSV_FIELDS
     # what is learned
@@ -339,6 +419,10 @@ FIELDS: dict[str, Case] = {
         same=(*PLAN, "tokens", "learning rates"),
     ),
     "max_length": Case(change=8, differs=("tokens", "first loss", *TRAINED), same=PLAN),
+    "augmentation": Case(
+        change={"shift": 0.4}, besides=PICTURES, differs=("first loss", *TRAINED), same=PLAN
+    ),
+    "data_workers": Case(check=data_workers),
     # the optimizer
     "optimizer": Case(change="SGD", differs=TRAINED, same=(*PLAN, "first loss")),
     "optimizer_options": Case(

@@ -204,7 +204,7 @@ def evaluate(
         Optional[int], typer.Option(help="Evaluate with this many of the queries.", min=1)
     ] = None,
     query_role: Annotated[
-        Optional[str], typer.Option(help="Tower for queries: query or document.")
+        Optional[str], typer.Option(help="Tower for queries: query, document, clip-text, clip-vision.")
     ] = None,
     index_role: Annotated[
         Optional[str], typer.Option(help="Tower for the index; default: as --query-role.")
@@ -237,17 +237,20 @@ def evaluate(
 @app.command()
 def encode(
     model: Annotated[str, typer.Argument(help="An artifact, a folder, a name, or a hub id.")],
-    data: Annotated[str, typer.Argument(help="CSV, Parquet or JSONL with texts.")],
+    data: Annotated[str, typer.Argument(help="What train_data may be; its first column counts.")],
     output: Annotated[str, typer.Option("--output", "-o", help="A .parquet or .npy file.")],
     role: Annotated[str, typer.Option(help="query or document, for models with prompts.")] = "",
+    select_model: Annotated[
+        Optional[str], typer.Option(help="One tower: query, document, clip-text, clip-vision.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     max_length: Annotated[Optional[int], typer.Option(help="Longest text in tokens.")] = None,
     column: Columns = None,
 ) -> None:
-    """Embed texts and write them to a file."""
+    """Write the embeddings of texts, images, or what else a model takes, to a file."""
     from ftray.cli.encode import run
 
-    run(model, data, output, role, batch_size, max_length, column or [])
+    run(model, data, output, role, batch_size, max_length, column or [], select_model)
 
 
 @app.command()

@@ -21,6 +21,7 @@ def run(
     batch_size: int,
     max_length: int | None,
     columns: Sequence[str],
+    select_model: str | None = None,
 ) -> None:
     """Embed what is in a file; nothing that exists is overwritten."""
     target = Path(output)
@@ -39,12 +40,15 @@ def run(
     from ftray.api import get_model, read_contents
     from ftray.evaluation.encode import encode_texts
     from ftray.models.registry import locate_model, model_modalities
+    from ftray.models.selection import tower_modalities
 
     partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     _check_writable(partial, output)
     takes = model_modalities(locate_model(model))
+    if select_model is not None:
+        takes = tower_modalities(select_model, takes)
     items = read_contents(data, columns=parse_columns(columns), modalities=takes)
-    encoder = get_model(model, max_length=max_length)
+    encoder = get_model(model, select_model, max_length=max_length)
     vectors = encode_texts(encoder, items, role=role, batch_size=batch_size)
     try:
         with partial.open("wb") as file:

@@ -28,6 +28,7 @@ __all__ = [
     "all_addresses",
     "looks_like_address",
     "modality_of_address",
+    "noun_of",
     "things_in",
 ]
 
@@ -72,6 +73,24 @@ def modality_of_address(address: str, modalities: frozenset[Modality] | None) ->
     if suffix in POINT_SUFFIXES and (suffix != ".npy" or len(things) != 1):
         return "points"
     return next(iter(things)) if len(things) == 1 else None
+
+
+def noun_of(cells: pa.ChunkedArray, modalities: frozenset[Modality] | None) -> str:
+    """What one cell of a column is called, by those that are not empty.
+
+    Args:
+        cells: strings and nulls.
+        modalities: what the model takes; None = not known.
+    """
+    filled = cells.filter(pc.fill_null(pc.greater(pc.binary_length(cells), 0), False))
+    held: set[Modality | None] = {*modalities_of(filled)}
+    if modalities != TEXTS and held == {"text"}:
+        looks = looks_like_address(filled.slice(0, SAMPLE))
+        always = modalities is not None and "text" not in modalities
+        if always or pc.all(looks).as_py():
+            held = {modality_of_address(filled[0].as_py(), modalities)}
+    nouns = {"image": "image", "points": "point cloud", "features": "vector"}
+    return next((nouns[one] for one in held if one in nouns), "text")
 
 
 def things_in(

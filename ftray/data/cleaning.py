@@ -49,8 +49,6 @@ _QUOTED_CHARS = 60
 _LABEL_CHARS = 50
 _COMMA = re.compile(r"[-+]?\d+,\d+")
 _NUMBER = r"^[-+]?(\d+[.,]?\d*|[.,]\d+)([eE][-+]?\d+)?$"
-_CELL_NAMES = {"item": "text", "first": "first text", "second": "second text"}
-_CELL_NAMES["third"] = "third cell"
 
 
 def quoted(text: str) -> str:
@@ -74,8 +72,16 @@ def _trimmed(chunk: pa.Array) -> pa.Array:
     return chunk if pc.all(same).as_py() else trimmed
 
 
-def check_cells(table: pa.Table, layout: Layout, place: Place) -> None:
+def check_cells(
+    table: pa.Table, layout: Layout, place: Place, noun: Callable[[pa.ChunkedArray], str]
+) -> None:
     """Every row has all of its texts, its label, its id.
+
+    Args:
+        table: string columns by role.
+        layout: their names.
+        place: a row's place in the source.
+        noun: what one cell of a column is called, by what the column holds.
 
     Raises:
         DataError: with the place of the first empty cell.
@@ -89,12 +95,24 @@ def check_cells(table: pa.Table, layout: Layout, place: Place) -> None:
             firsts.append((row, role))
     if firsts:
         row, role = min(firsts)
+        called = {name: _called(name, noun(table[name])) for name in table.column_names}
         raise DataError(
-            f"{place(row)}: the {_CELL_NAMES.get(role, role)} is empty (column "
-            f"'{layout.columns[role]}'). Every row needs "
-            + " and ".join(f"a {_CELL_NAMES.get(name, name)}" for name in layout.texts)
+            f"{place(row)}: the {called[role]} is empty (column '{layout.columns[role]}'). Every "
+            "row needs "
+            + " and ".join(_with_article(called[name]) for name in layout.texts)
             + (", and an id where others have one." if role == "id" else ".")
         )
+
+
+def _called(role: str, noun: str) -> str:
+    """What messages call a cell: by its role, or by what it holds where the role tells less."""
+    if role == "item":
+        return noun
+    return f"{role} {noun}" if role in ("first", "second", "third") else role
+
+
+def _with_article(noun: str) -> str:
+    return f"an {noun}" if noun.startswith(("i", "a")) else f"a {noun}"
 
 
 def scores_as_numbers(table: pa.Table, layout: Layout, place: Place) -> pa.Table:

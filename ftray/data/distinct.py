@@ -69,7 +69,6 @@ def coded(*columns: pa.ChunkedArray) -> tuple[pa.Array, list[Numbers]]:
     Beside what it returns it needs some 40 bytes a cell. Values of more than 2 GiB are a
     `large_string` array.
     """
-    pa.default_memory_pool().release_unused()  # what reading and checking left behind
     parts = [part for column in columns for part in _parts(column)]
     hashes = np.empty(sum(map(len, columns)), np.int64)
     for rows, part in _placed(parts):

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from ftray.config import CsvOptions
-from ftray.data.addresses import Things, things_in
+from ftray.data.addresses import Things, noun_of, things_in
 from ftray.data.cleaning import (
     check_cells,
     conflicts,
@@ -180,7 +180,7 @@ class _Reading:
         table = stripped(loaded.table.slice(0, options.size))
         positions = loaded.positions
         place = partial(_place, source, loaded.unit, positions)
-        check_cells(table, layout, place)
+        check_cells(table, layout, place, partial(noun_of, modalities=self._modalities))
         kind = layout.kind
         if kind == "scored":
             table = scores_as_numbers(table, layout, place)

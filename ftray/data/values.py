@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -61,14 +62,16 @@ class Values:
         """The cell that stands for a value.
 
         Args:
-            value: a text, a number, bytes, an image of PIL's, an array, a tensor, a list of
-                numbers, or `{bytes, path}`, as Hugging Face has images; None = nothing.
+            value: a text, a number, a path, bytes, an image of PIL's, an array, a tensor, a list
+                of numbers, or `{bytes, path}`, as Hugging Face has images; None = nothing.
             role: the column's role; labels, scores and ids are strings.
             place: where it stands, for messages.
 
         Raises:
             DataError: for any other value, or one that cannot be what it is taken for.
         """
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
         if value is None or isinstance(value, str | bool | int | float | np.generic):
             return typed_address(value) or plain(value, place)
         if role in PLAIN_ROLES:
@@ -180,8 +183,8 @@ class Values:
 
 
 def is_thing(value: Any) -> bool:
-    """Whether a value is an image or an array by its type."""
-    if isinstance(value, bytes | bytearray | memoryview):
+    """Whether a value is an image, an array, or the path of one by its type."""
+    if isinstance(value, bytes | bytearray | memoryview | os.PathLike):
         return True
     return hasattr(value, "__array__") or hasattr(value, "__array_interface__")
 

@@ -73,8 +73,8 @@ def _next(batches: Iterator[Any]) -> Any:
         if "DataLoader worker" not in str(error):
             raise
         raise RunFailedError(
-            f"A process that makes batches ready died: {str(error).splitlines()[0]}. If the machine "
-            "is short of memory, set data_workers to 1, or to 0 for none."
+            f"A process that makes batches ready died: {str(error).splitlines()[0]}. With "
+            "data_workers: 0 there is none, and it takes less memory"
         ) from error
 
 

@@ -79,6 +79,8 @@ def _plain(field: FieldInfo) -> Any:
 def _type_name(annotation: Any) -> str:
     """A type as a user would say it."""
     origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _type_name(parts[0])
     if origin is typing.Literal:
         return " | ".join(repr(part) for part in parts)
     if origin in (typing.Union, types.UnionType):

@@ -81,10 +81,17 @@ def decoded(content: Media, mode: Mode = "RGB", background: Colour = WHITE) -> I
 def thumbnail(content: Media) -> str:
     """A small picture for a page, a data URI of a few kilobytes.
 
+    A large image is made smaller; of a tiny one every pixel becomes a square of several, or nobody
+    could see what it shows.
+
     Raises:
         DataError: as `decoded`.
     """
     image = decoded(content)
+    times = THUMBNAIL // max(image.size)
+    if times > 1:
+        size = (image.width * times, image.height * times)
+        image = image.resize(size, Image.Resampling.NEAREST)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     packed = io.BytesIO()
     image.save(packed, "WEBP", quality=80)

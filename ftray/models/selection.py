@@ -14,7 +14,21 @@ from ftray.models.base import Draws, Encoder, Features, Item
 from ftray.models.kinds import names_of_towers, tower_called
 from ftray.models.layout import Layout
 
-__all__ = ["OneTower", "selected"]
+__all__ = ["OneTower", "selected", "tower_modalities"]
+
+
+def tower_modalities(name: str, whole: frozenset[Modality] | None) -> frozenset[Modality] | None:
+    """What a tower takes.
+
+    Args:
+        name: of the tower; `clip-text` and `clip-vision` are Finetuner's names.
+        whole: what its model takes; None = not known.
+
+    Returns:
+        The modality that it is named after; else, as of a tower for queries, those of the model.
+    """
+    tower = tower_called(name)
+    return frozenset({tower}) if tower in get_args(Modality) else whole  # type: ignore[arg-type]
 
 
 def selected(encoder: Encoder, name: str) -> OneTower:
@@ -53,9 +67,8 @@ class OneTower(Encoder):
         super().__init__(whole.name)
         self.whole = whole
         self.tower = tower
-        by_modality = tower in get_args(Modality)
-        self.modalities = frozenset({tower}) if by_modality else whole.modalities  # type: ignore[arg-type]
-        self._role = "" if by_modality else tower
+        self.modalities = tower_modalities(tower, whole.modalities)  # type: ignore[assignment]
+        self._role = "" if tower in get_args(Modality) else tower
         self.couples_rows = whole.couples_rows
 
     @property

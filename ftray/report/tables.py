@@ -100,7 +100,8 @@ def picture(uri: Any) -> str:
 
 
 def _img(cell: Cell) -> str:
-    return f'<img src="{cell.image}" alt="" style="max-height:64px"> ' if cell.image else ""
+    style = "max-height:64px;vertical-align:middle"
+    return f'<img src="{cell.image}" alt="" style="{style}"> ' if cell.image else ""
 
 
 def show(sheet: Sheet, console: Console | None = None) -> None:
@@ -178,6 +179,8 @@ def examples_sheet(
     `pictures` are those of queries that are images.
     """
     sections = []
+    images = bool(pictures) or any(one.get("image") for each in results.values() for one in each)
+    what = "Item" if images else "Text"
     for query, matches in results.items():
         asked = Cell(_cut(query), "bold yellow", picture((pictures or {}).get(query)))
         rows = [[Cell("Query", "bold yellow"), asked, Cell("")]]
@@ -189,7 +192,7 @@ def examples_sheet(
             rows.append([Cell(f"Match {rank}", "dim"), found, score])
         sections.append(rows)
     return Sheet(
-        title=title, columns=("", "Text", "Score"), right=frozenset({"Score"}), sections=sections
+        title=title, columns=("", what, "Score"), right=frozenset({"Score"}), sections=sections
     )
 
 

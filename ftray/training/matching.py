@@ -154,9 +154,7 @@ def _check_triplets(config: FitConfig, train: TrainSet) -> None:
             f"{config.loss} does not learn from given negatives, but {held}. {FOR_TRIPLETS}"
         )
     if config.miner is not None:
-        raise ConfigError(
-            f"miner = '{config.miner}' picks triplets, but {held}: leave miner out."
-        )
+        raise ConfigError(f"miner = '{config.miner}' picks triplets, but {held}: leave miner out.")
 
 
 def choose_sampler(config: FitConfig, train: TrainSet) -> Sampler:

@@ -12,11 +12,13 @@ import pyarrow.compute as pc
 from ftray.callbacks.base import Callback
 from ftray.callbacks.early_stopping import EarlyStopping
 from ftray.config import FitConfig
+from ftray.data.addresses import noun_of
 from ftray.data.dataset import TrainSet
 from ftray.data.plan import ClassBalancedPlan, PairsPlan, Plan
 from ftray.evaluation.spec import EvaluationSpec
 from ftray.losses.metric import CLASSIFICATION_LOSSES
 from ftray.losses.registry import loss_needs
+from ftray.media import modalities_of
 from ftray.words import counted
 
 __all__ = ["data_note", "evaluation_note", "interval_notes", "left_out_note", "overlap_notes"]
@@ -88,9 +90,10 @@ def overlap_notes(
         asked = spec.query_texts.cast(pa.large_string())
         known = pc.sum(pc.is_in(asked, value_set=used)).as_py() or 0
         if known:
-            texts = counted(len(asked), "text" if "pairs" in spec.counts else "query text")
+            noun = _noun(asked)
+            things = counted(len(asked), noun if "pairs" in spec.counts else f"query {noun}")
             which = f"the evaluation '{spec.caption}'" if spec.caption else "the evaluation"
-            notes.append(f"{known:,} of {texts} of {which} also stand in the training data")
+            notes.append(f"{known:,} of {things} of {which} also stand in the training data")
     return notes
 
 
@@ -122,7 +125,7 @@ def step_note(config: FitConfig, train: TrainSet, plan: Plan) -> str:
 
 
 def _step(config: FitConfig, train: TrainSet, plan: Plan) -> str:
-    size = plan.batch_size
+    size, noun = plan.batch_size, _noun(train.texts)
     if train.kind == "scored":
         return f"{counted(size, 'pair')}, each compared with its score"
     if train.kind == "triplets":
@@ -135,16 +138,23 @@ def _step(config: FitConfig, train: TrainSet, plan: Plan) -> str:
         )
     if config.loss in CLASSIFICATION_LOSSES:
         classes = counted(train.n_groups, "class", "classes")
-        return f"{counted(size, 'text')}, each placed among {classes}"
+        return f"{counted(size, noun)}, each placed among {classes}"
     if train.kind == "pairs":
         negatives = counted(2 * (size - 1), "negative")
-        return f"{counted(size, 'pair')}; a positive and up to {negatives} for each text"
+        return f"{counted(size, 'pair')}; a positive and up to {negatives} for each {noun}"
     if isinstance(plan, ClassBalancedPlan):
-        return _class_step(train, plan)
+        return _class_step(train, plan, noun)
+    article = "an" if noun[0] in "aeiou" else "a"
     return (
-        f"{counted(size, 'text')} at random; those of its class are a text's positives, the others "
-        "its negatives"
+        f"{counted(size, noun)} at random; those of its class are {article} {noun}'s positives, "
+        "the others its negatives"
     )
+
+
+def _noun(texts: pa.Array) -> str:
+    """What one of these things is called; those of several modalities are items."""
+    held = modalities_of(texts)
+    return noun_of(pa.chunked_array([texts]), held) if len(held) == 1 else "item"
 
 
 def _triplet_step(config: FitConfig, size: int) -> str:
@@ -157,11 +167,11 @@ def _triplet_step(config: FitConfig, size: int) -> str:
     )
 
 
-def _class_step(train: TrainSet, plan: ClassBalancedPlan) -> str:
+def _class_step(train: TrainSet, plan: ClassBalancedPlan, noun: str) -> str:
     classes, each = plan.classes_per_step, plan.items_per_class
     sizes = np.bincount(train.groups)
     most = "up to " if sizes[sizes > 0].min() < each else ""
     return (
-        f"{classes} classes x {counted(each, 'text')}; {most}{counted(each - 1, 'positive')} and "
-        f"{most}{counted((classes - 1) * each, 'negative')} for each text"
+        f"{classes} classes x {counted(each, noun)}; {most}{counted(each - 1, 'positive')} and "
+        f"{most}{counted((classes - 1) * each, 'negative')} for each {noun}"
     )

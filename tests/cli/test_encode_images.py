@@ -1,13 +1,18 @@
-"""`ftray encode` of what is no text."""
+"""`ftray encode` and `ftray evaluate` of what is no text."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
 import ftray
+from tests.models.captions import squares
 from tests.models.pictures import random_pictures
-from tests.tiny import tiny_image_model
+from tests.tiny import tiny_clip, tiny_image_model
 
 
 def test_images_of_a_csv_are_encoded_and_named_by_their_files(cli, folder):
@@ -23,3 +28,76 @@ def test_images_of_a_csv_are_encoded_and_named_by_their_files(cli, folder):
     assert table["text"].to_pylist() == paths
     vectors = np.array(table["embedding"].to_pylist(), np.float32)
     assert np.allclose(vectors, ftray.encode(str(model), paths), atol=1e-6)
+
+
+@pytest.fixture
+def pairs(folder: Path) -> list[tuple[str, str]]:
+    """Captions and files of images, also as pairs.csv, texts.csv and images.csv."""
+    found = []
+    for number, (caption, data) in enumerate(squares()):
+        (folder / f"{number}.png").write_bytes(data)
+        found.append((caption, f"{number}.png"))
+    for name, rows in {
+        "pairs": [("caption", "image"), *found],
+        "texts": [("caption", "label"), *((text, text) for text, _ in found)],
+        "images": [("image", "label"), *((image, text) for text, image in found)],
+    }.items():
+        (folder / f"{name}.csv").write_text("".join(f"{a},{b}\n" for a, b in rows))
+    return found
+
+
+def test_a_tower_is_selected_by_its_name(cli, folder, pairs):
+    model = tiny_clip(folder / "model")
+    texts, images = ([row[side] for row in pairs] for side in (0, 1))
+    wanted = {
+        ("clip-text", "texts.csv"): texts,
+        ("clip-text", "pairs.csv"): texts,
+        ("clip-vision", "images.csv"): images,
+    }
+    for number, ((tower, data), items) in enumerate(wanted.items()):
+        done = cli("encode", model, data, "-o", f"{number}.npy", "--select-model", tower)
+        assert done.code == 0, done.err
+        assert "24 embeddings of width 24" in done.out
+        one = ftray.get_model(str(model), tower)
+        assert np.allclose(np.load(f"{number}.npy"), ftray.encode(one, items), atol=1e-6)
+
+
+def test_a_tower_that_is_not_there_or_takes_other_things_is_refused(refused, folder, pairs):
+    model, other = tiny_clip(folder / "model"), tiny_image_model(folder / "resnet")
+    for where, tower, data, message in (
+        (model, "clip-txt", "texts.csv", "Did you mean 'clip-text'"),
+        (model, "clip-text", "images.csv", "image"),
+        (other, "clip-vision", "images.csv", "has one tower. Leave select_model away"),
+    ):
+        said = refused("encode", where, data, "-o", "out.npy", "--select-model", tower)
+        assert message in said
+    assert not Path("out.npy").exists()
+
+
+def test_texts_find_images_from_the_command_line(cli, folder, pairs):
+    """With the artifact of a fit, as pairs, and as labelled queries and a labelled index."""
+    run = ftray.fit(
+        model=str(tiny_clip(folder / "model")),
+        train_data="pairs.csv",
+        loss="CLIPLoss",
+        learning_rate=2e-3,
+        epochs=10,
+        batch_size=12,
+        augmentation="none",
+        num_workers=0,
+        data_workers=0,
+        listeners=[],
+    )
+    towers = ["--query-role", "clip-text", "--index-role", "clip-vision"]
+    zero_shot = ftray.evaluate(folder / "model", "pairs.csv", limit=5)
+    for data in (["pairs.csv"], ["texts.csv", "--index", "images.csv"]):
+        done = cli("evaluate", run.artifact_id, "--query", *data, *towers, "--limit", 5, "--json")
+        assert done.code == 0, done.err
+        found = json.loads(done.out)
+        wanted = ftray.evaluate(run.artifact_id, data[0], *data[2:], limit=5)
+        assert found == pytest.approx(wanted)
+        assert found["ndcg_at_k"] > zero_shot["ndcg_at_k"] + 0.2
+    swapped = ["--query-role", "clip-vision", "--index-role", "clip-text"]
+    done = cli("evaluate", run.artifact_id, "--query", "pairs.csv", *swapped)
+    assert done.code == 2 and "Traceback" not in done.err
+    assert "'clip-vision' encodes image, but the queries are text" in done.err

@@ -159,7 +159,7 @@ def test_what_is_no_vector_is_refused_with_its_row(value: Any, why: str) -> None
 
 def test_missing_vectors_and_numbers_are_refused() -> None:
     table = pa.table({"features": [VECTORS[0], None], "label": ["a", "b"]})
-    assert "row 2: the text is empty (column 'features')" in refused(table)
+    assert "row 2: the vector is empty (column 'features')" in refused(table)
     table = pa.table({"features": [[1.0, None]], "label": ["a"]})
     assert "row 1, 'features': number 2 of 2 is nan" in refused(table)
 

@@ -312,12 +312,22 @@ def test_images_alone_are_items(folder: Path) -> None:
         [Image.fromarray(pixels(0)), Image.fromarray(pixels(1))],
         np.stack([pixels(0), pixels(1)]),
         [str(folder / "img/0.png"), str(folder / "img/1.png")],
+        [folder / "img/0.png", folder / "img/1.png"],
         DocList[ImageDoc]([ImageDoc(url=str(folder / f"img/{i}.png")) for i in (0, 1)]),
     ):
         records = read_records(source, modalities=IMAGE)
         assert records.kind == "items"
         held = [shown_pixels(one) for one in cells(records, "item")]
         assert all(np.array_equal(held[i], pixels(i)) for i in (0, 1))
+
+
+def test_a_path_is_the_address_that_it_holds(folder: Path) -> None:
+    path = folder / "img/0.png"
+    rows_ = [{"image": path, "label": "a"}]
+    for source in (rows_, pd.DataFrame(rows_), [(path, "a"), (path, "a")]):
+        for modalities in (None, IMAGE):
+            records = read_records(source, modalities=modalities)
+            assert rows(records)[0] == ("0.png", "a")
 
 
 def test_files_of_rows_are_found_from_every_kind_of_source(folder: Path) -> None:
@@ -406,6 +416,15 @@ def test_an_empty_file_is_named_with_its_row(folder: Path) -> None:
     assert "line 18: the file 'img/x.png' is empty" in refused(many(folder, "img/x.png"))
 
 
+@pytest.mark.parametrize("modalities", [None, IMAGE, BOTH])
+def test_a_missing_address_is_no_missing_text(folder: Path, modalities: Any) -> None:
+    path = csv(folder / "t.csv", ["image,label", "img/0.png,a", ",b"])
+    assert "line 3: the image is empty (column 'image')" in refused(path, modalities=modalities)
+    lines = ["img/0.png,red shoe", ",blue shoe"]
+    path = csv(folder / "u.csv", lines)
+    assert "line 2: the first image is empty" in refused(path, modalities=modalities or BOTH)
+
+
 def test_an_image_of_too_many_pixels_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -477,7 +496,7 @@ def test_images_for_a_text_model_are_refused() -> None:
         (np.full((2, 2), 300), "Valid: whole numbers from 0 to 255"),
         (np.zeros((2, 2, 5), np.uint8), "an array of shape (2, 2, 5) is no image"),
         (np.zeros((0, 2), np.uint8), "an array of shape (0, 2) is no image"),
-        (b"", "the text is empty (column 'image')"),
+        (b"", "the image is empty (column 'image'). Every row needs an image and a label."),
     ],
 )
 def test_what_is_no_image_is_refused_with_its_row(value: Any, why: str) -> None:

@@ -146,7 +146,7 @@ def test_user_names_the_negative() -> None:
             "negative, score do not go together",
         ),
         ([{"a": "b", "c": "d"}], {"columns": {"negative": "a"}}, "the negative 'a' belongs to two"),
-        ([("a", "b", "c"), ("d", "e", " ")], {}, "index 1: the third cell is empty"),
+        ([("a", "b", "c"), ("d", "e", " ")], {}, "index 1: the third text is empty"),
         ([{"query": "a", "positive": "b", "neg": ""}], {}, "index 0: the negative is empty"),
         ([("a", "b", "c"), ("d", "e")], {}, "a tuple of 2, but the first record has 3"),
         (named(NAMES[0]), {"csv_options": {"is_labeled": True}}, "are read as triplets"),

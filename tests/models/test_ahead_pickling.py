@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 
+from ftray.errors import RunFailedError
 from ftray.media import Media
 from ftray.models.ahead import ahead
 
@@ -19,6 +20,6 @@ def test_media_with_a_view_of_their_content_can_be_pickled() -> None:
 
 @pytest.mark.timeout(60)
 def test_what_cannot_be_pickled_is_an_error_and_no_wait(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+    with pytest.raises(RunFailedError, match="makes batches ready died"):
         list(ahead(lambda number: lambda: number, range(4), 1))
     assert "pickle" in capfd.readouterr().err

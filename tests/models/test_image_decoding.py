@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from ftray.errors import DataError, ModelError
 from ftray.media import Media
-from ftray.models.pictures import PictureReader, colour, decoded, image_of
+from ftray.models.pictures import PictureReader, colour, decoded, image_of, thumbnail
 from tests.models.pictures import encoded, picture
 
 GRADIENT = np.arange(12 * 8 * 3, dtype=np.uint8).reshape(8, 12, 3)
@@ -165,3 +166,17 @@ def test_an_animation_gives_its_first_frame() -> None:
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
     assert pixels(picture(buffer.getvalue()))[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [((8, 8), (96, 96)), ((20, 8), (80, 32)), ((60, 30), (60, 30)), ((400, 200), (96, 48))],
+)
+def test_a_thumbnail_is_as_large_as_one_can_see(
+    size: tuple[int, int], shown: tuple[int, int]
+) -> None:
+    image = Image.new("RGB", size, (200, 60, 20))
+    kind, _, data = thumbnail(picture(image)).partition(",")
+    found = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert kind == "data:image/webp;base64" and found.size == shown
+    assert np.abs(np.asarray(found).mean((0, 1)) - (200, 60, 20)).max() < 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from html.parser import HTMLParser
 from typing import Any
 
@@ -76,6 +77,20 @@ def test_a_long_text_is_cut_and_stands_on_one_line() -> None:
     (rows,) = sheet.sections
     assert rows[0][1].text == "a b"
     assert len(rows[1][1].text) == 160 and rows[1][1].text.endswith("…")
+
+
+def test_pictures_stand_beside_what_they_are_of() -> None:
+    uri = "data:image/webp;base64,AAAA"
+    matches = [
+        {"text": "a.png", "score": 0.5, "image": uri},
+        {"text": "b.png", "score": 0.25, "image": "https://example.org/b.png"},
+    ]
+    html = examples_sheet("t", {"q.png": matches}, 5, {"q.png": uri}).html()
+    assert html.count(f'src="{uri}"') == html.count("<img") == 2, "only what the record has"
+    html = re.sub("<img[^>]*>", "", html)
+    assert [row[1].strip() for row in Parsed(html).rows] == ["Item", "q.png", "a.png", "b.png"]
+    texts = examples_sheet("t", {"q": [{"text": "a", "score": 1.0}]}, 1).html()
+    assert Parsed(texts).rows[0] == ["", "Text", "Score"] and "<img" not in texts
 
 
 def test_every_style_is_known_to_a_notebook() -> None:

@@ -149,6 +149,21 @@ def test_positives_and_negatives_of_a_class_balanced_step(tiny_model) -> None:
     )
 
 
+def test_what_a_step_holds_is_called_by_its_name() -> None:
+    images = [{"image": np.full((4, 4), 9 * i, np.uint8), "label": f"c{i % 2}"} for i in range(16)]
+    fields = {"batch_size": 8, "num_items_per_class": 4}
+    assert "2 classes x 4 images; 3 positives and 4 negatives for each image" in step_note(
+        "convnet", images, **fields
+    )
+    assert "8 images at random; those of its class are an image's positives" in step_note(
+        "convnet", images, **fields, sampler="random"
+    )
+    both = [{"caption": f"text {i}", "image": one["image"]} for i, one in enumerate(images)]
+    assert "a positive and up to 14 negatives for each item" in step_note(
+        "clip-base-en", both, **fields, sampler="random"
+    )
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
