@@ -1,6 +1,6 @@
 """What a fit is worth: five data sets, each over several seeds, beside reference values.
 
-    FTRAY_DATA=... python benchmarks/quality.py [--tasks fashion_mnist ...] [--seeds 0 1 2] [--write]
+    FTRAY_DATA=... python benchmarks/quality.py [--tasks emoji ...] [--seeds 0 1 2] [--write]
 
 Each task is a plain configuration (configs/<task>.yaml) that `ftray fit` runs, in a process of its
 own; the metrics are read from its record. The reference values come from plain PyTorch loops over

@@ -81,7 +81,7 @@ def test_texts_find_images_from_the_command_line(cli, folder, pairs):
         train_data="pairs.csv",
         loss="CLIPLoss",
         learning_rate=2e-3,
-        epochs=10,
+        epochs=20,
         batch_size=12,
         augmentation="none",
         num_workers=0,
@@ -96,7 +96,7 @@ def test_texts_find_images_from_the_command_line(cli, folder, pairs):
         found = json.loads(done.out)
         wanted = ftray.evaluate(run.artifact_id, data[0], *data[2:], limit=5)
         assert found == pytest.approx(wanted)
-        assert found["ndcg_at_k"] > zero_shot["ndcg_at_k"] + 0.2
+        assert found["ndcg_at_k"] > zero_shot["ndcg_at_k"] + 0.3
     swapped = ["--query-role", "clip-vision", "--index-role", "clip-text"]
     done = cli("evaluate", run.artifact_id, "--query", "pairs.csv", *swapped)
     assert done.code == 2 and "Traceback" not in done.err
