@@ -157,7 +157,9 @@ class FitConfig(_Options):
 
     optimizer: str = Field("AdamW", description="Name of a class of torch.optim.")
     optimizer_options: dict[str, Any] = Field(default_factory=dict)
-    learning_rate: float | None = Field(None, gt=0, le=1, description="None = 5e-5.")
+    learning_rate: float | None = Field(
+        None, gt=0, le=1, description="None = 5e-5; 1e-3 for convnet, mlp and pointnet-base."
+    )
     scheduler: str | None = Field(
         None,
         description="A scheduler of transformers; None = linear warm-up and linear decay.",

@@ -122,12 +122,20 @@ def notes_of(config: FitConfig, place: Path) -> list[str]:
 def said_of(example: Example, place: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The lines that the log has for an example."""
     if example.kind == "yaml":
-        return notes_of(validated(yaml.safe_load(example.code)), place)
+        config = yaml.safe_load(example.code)
+        others = re.findall(r"^train_data: .*# or (.+)$", example.code, re.MULTILINE)
+        sources = [config["train_data"], *(name for more in others for name in more.split(", or "))]
+        return [
+            note
+            for source in sources
+            for note in notes_of(validated({**config, "train_data": source}), place)
+        ]
     said: list[str] = []
     monkeypatch.setattr(
         ftray, "fit", lambda **fields: said.extend(notes_of(validated(fields), place))
     )
-    exec(compile(example.code, "docs/data.md", "exec"), {"__name__": "__main__"})
+    code = compile(example.code, "docs/data.md", "exec", dont_inherit=True)
+    exec(code, {"__name__": "__main__"})
     return said
 
 

@@ -204,7 +204,8 @@ def evaluate(
         Optional[int], typer.Option(help="Evaluate with this many of the queries.", min=1)
     ] = None,
     query_role: Annotated[
-        Optional[str], typer.Option(help="Tower for queries: query, document, clip-text, clip-vision.")
+        Optional[str],
+        typer.Option(help="Tower for queries: query, document, clip-text, clip-vision."),
     ] = None,
     index_role: Annotated[
         Optional[str], typer.Option(help="Tower for the index; default: as --query-role.")

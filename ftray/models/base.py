@@ -48,6 +48,7 @@ class Encoder(nn.Module, ABC):
         kind: what `ftray.json` of a folder calls this class.
         name: what the user called the model, for messages.
         modalities: what it takes.
+        learning_rate: what is taken where the user gives none.
         couples_rows: whether the embedding of a row depends on the others of its forward, in
             training: batch normalisation whose statistics are not frozen.
     """
@@ -55,6 +56,7 @@ class Encoder(nn.Module, ABC):
     kind: ClassVar[str]
     modalities: frozenset[Modality]
     couples_rows: bool = False
+    learning_rate: ClassVar[float] = 5e-5
 
     def __init__(self, name: str) -> None:
         super().__init__()

@@ -53,6 +53,7 @@ class ConvNetEncoder(Encoder):
     """
 
     kind = "convnet"
+    learning_rate = 1e-3  # it begins with weights drawn at random
     modalities = frozenset({"image"})
 
     def __init__(

@@ -93,14 +93,16 @@ def _kind_on_hub(place: str) -> str | None:
 
     with quiet():
         try:
-            hf_hub_download(place, "modules.json")
-            return "text"
-        except Exception:
-            pass
-        try:
-            return _kind_of_config(_json(Path(hf_hub_download(place, "config.json"))))
+            kind = _kind_of_config(_json(Path(hf_hub_download(place, "config.json"))))
         except Exception:
             return None
+        if kind == "text":
+            return kind
+        try:  # a text model whose first module happens to have such a configuration
+            hf_hub_download(place, "modules.json")
+        except Exception:
+            return kind
+    return "text"
 
 
 def _json(file: Path) -> dict[str, Any]:

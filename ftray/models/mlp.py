@@ -63,6 +63,7 @@ class MLPEncoder(Encoder):
     """
 
     kind = "mlp"
+    learning_rate = 1e-3  # it begins with weights drawn at random
     modalities = frozenset({"features"})
 
     def __init__(self, name: str, options: MLPOptions) -> None:

@@ -69,6 +69,7 @@ class PointNetEncoder(Encoder):
     """
 
     kind = "pointnet"
+    learning_rate = 1e-3  # it begins with weights drawn at random
     modalities = frozenset({"points"})
     couples_rows = True
 

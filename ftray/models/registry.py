@@ -138,6 +138,7 @@ def load_encoder(
     augmentation: str | Mapping[str, Any] = "none",
     seed: int = 0,
     module: Any = None,
+    called: str | None = None,
 ) -> Encoder:
     """Load an encoder, in float32, on `device`.
 
@@ -149,6 +150,7 @@ def load_encoder(
         options: of the model; see `ftray.models.options`. A folder that ftray wrote has its own.
         augmentation: what `collate` does to images and point clouds where it is given draws.
         seed: of weights that are made.
+        called: what messages call it; None = its name.
         module: a `ModuleParts` (`ftray.models.module`), for a folder with its weights.
 
     Raises:
@@ -156,6 +158,7 @@ def load_encoder(
         ConfigError: for options that the model does not have.
     """
     place = locate_model(name)
+    name = called or name
     if "://" in place:
         with Storage(place).local_copy("") as folder:
             return _load(name, str(folder), device, max_length, options, augmentation, seed, module)

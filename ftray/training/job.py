@@ -118,6 +118,7 @@ class Job:
             augmentation=config.augmentation,
             seed=config.seed,
             module=self.module,
+            called=config.model,
         )
 
     @property

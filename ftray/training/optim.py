@@ -14,10 +14,10 @@ from torch import nn
 
 from ftray.config import FitConfig
 from ftray.errors import ConfigError, nearest
+from ftray.models.base import Encoder
 
 __all__ = ["build_optimizer", "build_scheduler", "check_optimizer", "check_scheduler"]
 
-DEFAULT_LEARNING_RATE = 5e-5
 DEFAULT_WARMUP_RATIO = 0.1
 SCHEDULERS = (
     "constant",
@@ -106,11 +106,12 @@ def build_optimizer(config: FitConfig, encoder: nn.Module, loss: nn.Module) -> A
         {"name": "plain", "params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         {"name": "loss", "params": list(loss.parameters()), "weight_decay": 0.0},
     ]
+    default = encoder.learning_rate if isinstance(encoder, Encoder) else Encoder.learning_rate
     arguments = inspect.signature(cls.__init__).parameters
     if "weight_decay" not in arguments:
         for group in groups:
             group.pop("weight_decay", None)
-    options: dict[str, Any] = {"lr": config.learning_rate or DEFAULT_LEARNING_RATE}
+    options: dict[str, Any] = {"lr": config.learning_rate or default}
     options.update(config.optimizer_options)
     if "fused" in arguments and not {"fused", "foreach"} & set(options):
         options["fused"] = True

@@ -66,7 +66,7 @@ def test_a_tower_that_is_not_there_or_takes_other_things_is_refused(refused, fol
     model, other = tiny_clip(folder / "model"), tiny_image_model(folder / "resnet")
     for where, tower, data, message in (
         (model, "clip-txt", "texts.csv", "Did you mean 'clip-text'"),
-        (model, "clip-text", "images.csv", "image"),
+        (model, "clip-vision", "texts.csv", "red left"),
         (other, "clip-vision", "images.csv", "has one tower. Leave select_model away"),
     ):
         said = refused("encode", where, data, "-o", "out.npy", "--select-model", tower)
