@@ -299,7 +299,7 @@ def preprocess_fn(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> N
 
     first, second = (first_losses(options, preprocess_fn=made(scale)) for scale in (0.01, 0.5))
     assert first != second
-    with pytest.raises(FtrayError, match="preprocess_fn belongs to a torch.nn.Module"):
+    with pytest.raises(FtrayError, match=r"preprocess_fn belongs to a torch.nn.Module"):
         ftray.fit(listeners=[], **{**options, "preprocess_fn": len})
 
 
@@ -312,7 +312,7 @@ def collate_fn(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None
     given = {**options, "preprocess_fn": lambda image: image}
     first, second = (first_losses(given, collate_fn=made(scale)) for scale in (0.01, 0.5))
     assert first != second
-    with pytest.raises(FtrayError, match="collate_fn belongs to a torch.nn.Module"):
+    with pytest.raises(FtrayError, match=r"collate_fn belongs to a torch.nn.Module"):
         ftray.fit(listeners=[], **{**options, "collate_fn": len})
 
 
@@ -334,7 +334,7 @@ def data_workers(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> No
         made.clear()
         ftray.fit(listeners=[], **{**here, "data_workers": workers})
         assert len(made) == mine
-    with pytest.raises(FtrayError, match="data_workers = -1: 0 .none., a number of processes"):
+    with pytest.raises(FtrayError, match=r"data_workers = -1: 0 .none., a number of processes"):
         ftray.fit(listeners=[], **{**here, "data_workers": -1})
 
 

@@ -96,7 +96,8 @@ def test_the_guides_configuration_works(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guide = Path(__file__).parents[1] / "docs" / "data.md"
-    (tmp_path / "scored.yaml").write_text(guide.read_text().split("```yaml\n")[1].split("```")[0])
+    section = guide.read_text().partition("## Scored pairs")[2]
+    (tmp_path / "scored.yaml").write_text(section.split("```yaml\n")[1].split("```")[0])
     for name in ("train.csv", "test.csv"):
         lines = [f"{row['a']},{row['b']},{row['score']}" for row in scored_rows()]
         (tmp_path / name).write_text("\n".join(["sentence1,sentence2,score", *lines]) + "\n")

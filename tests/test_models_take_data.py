@@ -1,4 +1,4 @@
-"""Data and model must go together, and options and augmentation be known, before anything starts."""
+"""Data and model must go together, and options be known, before anything starts."""
 
 from __future__ import annotations
 

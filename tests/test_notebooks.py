@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 import ftray
 from tests.executed import digest, execute
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 OF_A_MACHINE = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users|opt|usr|var)/|site-packages")
+EMOJI = Path(os.environ.get("FTRAY_DATA", "no-folder"), "emoji", "emoji.parquet")
+FITS = {"text_to_text": 1, "image_to_image": 1, "text_to_image": 2 if EMOJI.is_file() else 1}
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -27,8 +34,8 @@ def shown(cell: Any) -> list[str]:
     return texts + [text for o in cell.outputs for text in o.get("data", {}).values()]
 
 
-def test_there_is_a_notebook() -> None:
-    assert "text_to_text.ipynb" in [path.name for path in NOTEBOOKS]
+def test_there_is_a_notebook_for_each_task() -> None:
+    assert {path.stem for path in NOTEBOOKS} == set(FITS)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -52,12 +59,32 @@ def test_the_outputs_on_record_are_those_of_the_cells(path: Path) -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
-    """nbclient raises if a cell does; each shows something, and nothing goes to standard error."""
+    """nbclient raises if a cell does; each shows something, and nothing goes to standard error.
+
+    Every fit in it raises what it is about; that on emoji is made where their folder is.
+    """
     notebook = execute(path, tmp_path)
     for cell in code_cells(notebook):
         assert any(shown(cell)), cell.source
         assert not any(output.get("name") == "stderr" for output in cell.outputs), cell.outputs
-    (run,) = ftray.list_runs(storage_path=str(tmp_path / "runs"))
-    assert run.status() == "FINISHED"
-    before, after = run.metrics()["before"], run.metrics()["after"]
-    assert after["average_precision"] > before["average_precision"] + 0.05
+    runs = ftray.list_runs(storage_path=str(tmp_path / "runs"))
+    assert len(runs) == FITS[path.stem]
+    for run in runs:
+        assert run.status() == "FINISHED"
+        before, after = run.metrics()["before"], run.metrics()["after"]
+        assert after["average_precision"] > before["average_precision"] + 0.05
+
+
+@pytest.mark.parametrize(("name", "each"), [("image_to_image", 20), ("text_to_image", 18)])
+def test_the_pictures_on_record_are_digits(name: str, each: int) -> None:
+    """Emoji are not ours to show: of them there are numbers only."""
+    notebook = nbformat.read(NOTEBOOKS[0].with_name(f"{name}.ipynb"), as_version=4)
+    (cell,) = [cell for cell in code_cells(notebook) if "<img " in "".join(shown(cell))]
+    assert cell.source.startswith("run.display_examples(")
+    uris = re.findall(r'<img src="data:image/webp;base64,([^"]+)"', "".join(shown(cell)))
+    assert len(uris) == each
+    for uri in uris:
+        image = Image.open(io.BytesIO(base64.b64decode(uri)))
+        pixels = np.asarray(image.convert("RGB"), np.int64)
+        assert image.size == (96, 96) and np.ptp(pixels.mean(2)) > 128, "light on dark, and large"
+        assert np.ptp(pixels, axis=2).max() < 8, "grey"

@@ -75,18 +75,21 @@ def modality_of_address(address: str, modalities: frozenset[Modality] | None) ->
     return next(iter(things)) if len(things) == 1 else None
 
 
-def noun_of(cells: pa.ChunkedArray, modalities: frozenset[Modality] | None) -> str:
+def noun_of(
+    cells: pa.ChunkedArray, modalities: frozenset[Modality] | None, *, role: str = "item"
+) -> str:
     """What one cell of a column is called, by those that are not empty.
 
     Args:
         cells: strings and nulls.
         modalities: what the model takes; None = not known.
+        role: of the column; where it is undecided, cells may be labels.
     """
     filled = cells.filter(pc.fill_null(pc.greater(pc.binary_length(cells), 0), False))
     held: set[Modality | None] = {*modalities_of(filled)}
     if modalities != TEXTS and held == {"text"}:
         looks = looks_like_address(filled.slice(0, SAMPLE))
-        always = modalities is not None and "text" not in modalities
+        always = modalities is not None and "text" not in modalities and role not in UNDECIDED
         if always or pc.all(looks).as_py():
             held = {modality_of_address(filled[0].as_py(), modalities)}
     nouns = {"image": "image", "points": "point cloud", "features": "vector"}

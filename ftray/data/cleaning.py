@@ -73,7 +73,7 @@ def _trimmed(chunk: pa.Array) -> pa.Array:
 
 
 def check_cells(
-    table: pa.Table, layout: Layout, place: Place, noun: Callable[[pa.ChunkedArray], str]
+    table: pa.Table, layout: Layout, place: Place, noun: Callable[[str, pa.ChunkedArray], str]
 ) -> None:
     """Every row has all of its texts, its label, its id.
 
@@ -81,7 +81,7 @@ def check_cells(
         table: string columns by role.
         layout: their names.
         place: a row's place in the source.
-        noun: what one cell of a column is called, by what the column holds.
+        noun: a column's role and cells to what one cell is called, by what the column holds.
 
     Raises:
         DataError: with the place of the first empty cell.
@@ -95,7 +95,7 @@ def check_cells(
             firsts.append((row, role))
     if firsts:
         row, role = min(firsts)
-        called = {name: _called(name, noun(table[name])) for name in table.column_names}
+        called = {name: _called(name, noun(name, table[name])) for name in table.column_names}
         raise DataError(
             f"{place(row)}: the {called[role]} is empty (column '{layout.columns[role]}'). Every "
             "row needs "

@@ -180,7 +180,9 @@ class _Reading:
         table = stripped(loaded.table.slice(0, options.size))
         positions = loaded.positions
         place = partial(_place, source, loaded.unit, positions)
-        check_cells(table, layout, place, partial(noun_of, modalities=self._modalities))
+        check_cells(
+            table, layout, place, lambda role, cells: noun_of(cells, self._modalities, role=role)
+        )
         kind = layout.kind
         if kind == "scored":
             table = scores_as_numbers(table, layout, place)

@@ -32,6 +32,7 @@ CSS = {
 }
 """How a notebook shows the styles that cells may have."""
 
+ON_ONE_LINE = "white-space:nowrap"
 PICTURE = re.compile(r"data:image/(png|webp);base64,[A-Za-z0-9+/=]+")
 
 Sides = Mapping[str, Mapping[str, float]]
@@ -78,7 +79,7 @@ class Sheet:
             f"<tbody>{''.join(self._row(row) for row in section)}</tbody>"
             for section in self.sections
         )
-        title = f"<caption><b>{html.escape(self.title)}</b></caption>"
+        title = f'<caption style="{ON_ONE_LINE}"><b>{html.escape(self.title)}</b></caption>'
         return f"<table>{title}<thead><tr>{head}</tr></thead>{body}</table>"
 
     def _row(self, row: Sequence[Cell]) -> str:
@@ -91,7 +92,8 @@ class Sheet:
 
     def _align(self, name: str, more: str = "") -> str:
         side = "right" if name in self.right else "left"
-        return f' style="text-align:{side}{";" + more if more else ""}"'
+        styles = [f"text-align:{side}", *([ON_ONE_LINE] if name in self.whole else []), more]
+        return f' style="{";".join(filter(None, styles))}"'
 
 
 def picture(uri: Any) -> str:

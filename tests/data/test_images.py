@@ -422,7 +422,11 @@ def test_a_missing_address_is_no_missing_text(folder: Path, modalities: Any) -> 
     assert "line 3: the image is empty (column 'image')" in refused(path, modalities=modalities)
     lines = ["img/0.png,red shoe", ",blue shoe"]
     path = csv(folder / "u.csv", lines)
-    assert "line 2: the first image is empty" in refused(path, modalities=modalities or BOTH)
+    assert "line 2: the first image is empty" in refused(path, modalities=modalities)
+    path = csv(folder / "v.csv", ["img/0.png,", "img/1.png,shoe"])
+    message = refused(path, modalities=modalities)
+    assert "line 1: the second text is empty" in message
+    assert "Every row needs a first image and a second text." in message
 
 
 def test_an_image_of_too_many_pixels_is_refused(

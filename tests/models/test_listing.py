@@ -45,7 +45,7 @@ def test_each_alias_is_of_a_model() -> None:
 def test_models_are_listed_by_task() -> None:
     images = ftray.list_models("image-to-image")
     assert "resnet-base" in images and "minilm" not in images
-    with pytest.raises(ConfigError, match="no task 'text-to-imgae'. Did you mean 'text-to-image'"):
+    with pytest.raises(ConfigError, match=r"no task 'text-to-imgae'. Did you mean 'text-to-image'"):
         ftray.list_models("text-to-imgae")
 
 
@@ -69,11 +69,11 @@ def test_options_have_name_type_default_and_whether_they_must_be_given() -> None
 
 
 def test_an_unknown_option_or_value_is_refused_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="'convnet' has no option 'chanels'. Did you mean"):
+    with pytest.raises(ConfigError, match=r"'convnet' has no option 'chanels'. Did you mean"):
         load_encoder("convnet", options={"chanels": [8]})
     with pytest.raises(ConfigError, match=r"model_options.norm = 'layer'.*'batch'"):
         checked("convnet", {"norm": "layer"}, "convnet")
-    with pytest.raises(ConfigError, match="'minilm' has no option 'pooling'. It has none"):
+    with pytest.raises(ConfigError, match=r"'minilm' has no option 'pooling'. It has none"):
         checked("text", {"pooling": "cls"}, "minilm")
 
 

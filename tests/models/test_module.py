@@ -148,7 +148,7 @@ def test_what_goes_wrong_in_a_function_names_it(tmp_path: Path) -> None:
         raise ZeroDivisionError("by hand")
 
     encoder = made(Small(), tmp_path, preprocess_fn=broken)
-    with pytest.raises(ModelError, match="preprocess_fn of .* failed: ZeroDivisionError: by hand"):
+    with pytest.raises(ModelError, match=r"preprocess_fn of .* failed: ZeroDivisionError: by hand"):
         encoder.collate([("", media(1)[0])])
 
 
