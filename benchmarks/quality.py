@@ -92,10 +92,10 @@ TASKS = {
         reference={"hit_at_k": 0.46},
         names={"hit_at_k": "R@10", "reciprocal_rank": "MRR@10"},
     ),
-    "banking77": Task(
+    "banking77_interpolated": Task(
         title="Banking77, 3,080 texts search 10,003",
         seen="4,620 texts, as the reference",
-        reference={"ndcg_at_k": 0.8681, "average_precision": 0.8268, "precision_at_k": 0.8559},
+        reference={"ndcg_at_k": 0.8764, "average_precision": 0.834, "precision_at_k": 0.8635},
         names={"ndcg_at_k": "nDCG@20", "average_precision": "mAP@20", "precision_at_k": "P@20"},
     ),
     "medquad": Task(
@@ -207,7 +207,9 @@ def report(found: Mapping[str, list[Result]], arguments: argparse.Namespace) -> 
 Before is seed 0, before training: the nets of the first two and the image tower are drawn at
 random then, the texts' model is pre-trained. Time is the median from the start of the run to its
 artifact, with its evaluations. Samples seen: {seen}. The references are one seed each, of plain
-PyTorch loops; MedQuAD's is the model before training."""
+PyTorch loops; MedQuAD's is the model before training, Banking77's the better of two, tuned and
+interpolated (the tuned weights alone have nDCG@20 0.8681). Learning rates were tried with seed 0:
+those of the small nets once, Banking77's among three by these queries, MedQuAD's not at all."""
 
 
 def verdict(mean: float, target: float) -> str:

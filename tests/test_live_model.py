@@ -161,9 +161,11 @@ def test_a_copy_in_half_precision_is_loaded_in_float32(model: Any, tmp_path: Pat
 
 
 def test_objects_that_cannot_be_trained_are_refused(fit: Any, model: Any, tmp_path: Path) -> None:
-    for wrong in (torch.nn.Linear(2, 2), load_encoder, 3, None):
-        with pytest.raises(ConfigError, match=r"model = .*SentenceTransformer object is expected"):
+    for wrong in (load_encoder, 3, None):
+        with pytest.raises(ConfigError, match=r"model = .*torch.nn.Module object is expected"):
             fit(model=wrong)
+    with pytest.raises(ModelError, match=r"'Linear' cannot encode .*preprocess_fn and collate_fn"):
+        fit(model=torch.nn.Linear(2, 2))
     model.truncate_dim = 8
     with pytest.raises(ModelError, match="truncate_dim = 8, but a fit trains whole embeddings"):
         fit(model=model)

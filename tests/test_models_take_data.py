@@ -20,9 +20,7 @@ def fitted(tmp_path: Path, **fields: Any) -> ftray.Run:
     return ftray.fit(storage_path=tmp_path, num_workers=0, listeners=[], epochs=1, **fields)
 
 
-def test_a_text_model_takes_no_images(
-    tiny_model: Path, tmp_path: Path
-) -> None:
+def test_a_text_model_takes_no_images(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(FtrayError, match=r"of the kind 'image', but the model takes text"):
         fitted(tmp_path, model=str(tiny_model), train_data=IMAGES)
 

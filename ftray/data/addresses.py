@@ -7,7 +7,7 @@ a query or a document is one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import NoReturn
 from urllib.parse import urlsplit
@@ -30,6 +30,7 @@ __all__ = [
     "modality_of_address",
     "noun_of",
     "things_in",
+    "unread_addresses",
 ]
 
 Things = dict[str, Modality]
@@ -58,6 +59,18 @@ def looks_like_address(cells: pa.Array | pa.ChunkedArray) -> pa.BooleanArray:
 def all_addresses(cells: Sequence[str]) -> bool:
     """Whether all cells look like addresses."""
     return bool(pc.all(looks_like_address(pa.array(cells, pa.string()))).as_py())
+
+
+def unread_addresses(table: pa.Table, names: Mapping[str, str]) -> list[str]:
+    """What to say of columns of texts that all look like addresses; `names` are the columns'."""
+    columns = [role for role in table.column_names if role not in PLAIN_ROLES]
+    looks = {role: pc.all(looks_like_address(table[role].slice(0, SAMPLE))) for role in columns}
+    return [
+        f"column '{names.get(role, role)}' looks like addresses of images or points, but the model "
+        "takes texts: they are read as texts"
+        for role, all_do in looks.items()
+        if all_do.as_py()
+    ]
 
 
 def modality_of_address(address: str, modalities: frozenset[Modality] | None) -> Modality | None:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from ftray.config import CsvOptions
-from ftray.data.addresses import Things, noun_of, things_in
+from ftray.data.addresses import Things, noun_of, things_in, unread_addresses
 from ftray.data.cleaning import (
     check_cells,
     conflicts,
@@ -203,6 +203,8 @@ class _Reading:
         blobs = self.values.blobs.finish()
         resolver.check(table, things, layout.columns, blobs)
         notes += resolver.notes
+        if self._modalities == TEXTS:
+            notes += unread_addresses(table, layout.columns)
         cells = code(table, kind)
         notes += summary(table, kind, cells)
         find_conflicts = _CONFLICTS.get(kind)

@@ -166,8 +166,17 @@ class ModuleEncoder(Encoder):
             return
         was_training = self.training
         self.eval()
-        with torch.no_grad():
-            self._dim = int(self(self.collate([("", content)])).shape[1])
+        features = self.collate([("", content)])
+        try:
+            with torch.no_grad():
+                self._dim = int(self(features).shape[1])
+        except FtrayError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"The module '{self.name}' cannot encode what it is given ({_kind(features)}): "
+                f"{type(error).__name__}: {error}. preprocess_fn and collate_fn make its inputs"
+            ) from error
         self.train(was_training)
 
     def train(self, mode: bool = True) -> ModuleEncoder:
@@ -236,6 +245,13 @@ class ModuleEncoder(Encoder):
         """Write the weights; the module's code stays with the user."""
         _save(self.module, folder / WEIGHTS, self.name)
         return {"class": self._class, "modality": self.modality, "dim": self._dim}
+
+
+def _kind(features: Features) -> str:
+    """What a batch is, for a message."""
+    batch = features.forwards[0]["batch"]
+    shape = f" of shape {tuple(batch.shape)}" if isinstance(batch, Tensor) else ""
+    return f"a {type(batch).__name__}{shape}"
 
 
 def takes_rng(function: Callable[..., Any]) -> bool:

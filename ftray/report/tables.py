@@ -220,7 +220,7 @@ def models_sheet(rows: Sequence[Mapping[str, Any]], task: str | None = None) -> 
         title=f"ftray models: {task or 'all tasks'}",
         columns=columns,
         right=frozenset({"output_dim"}),
-        whole=frozenset({"name", "task", "architecture"}),
+        whole=frozenset({"name"}),
         sections=sections,
     )
 

@@ -164,13 +164,8 @@ def prepare(config: FitConfig, run_uri: str, module: Any = None) -> Job:
     Raises:
         FtrayError: for whatever the user got wrong.
     """
-    check_loss(config.loss)
-    check_optimizer(config.optimizer, config.optimizer_options)
-    check_scheduler(config.scheduler, config.scheduler_options)
     model = locate_model(config.model)
-    check_options(config.model, model, config.model_options)
-    check_functions(config.preprocess_fn, config.collate_fn, has_module=module is not None)
-    check_augmentation(config.augmentation, kind_of(model)[0])
+    _check_names(config, model, has_module=module is not None)
     takes = model_modalities(model, config.model_options)
     licence, licence_note = read_licence(model)
     callbacks = resolve_callbacks(config.callbacks)
@@ -184,19 +179,10 @@ def prepare(config: FitConfig, run_uri: str, module: Any = None) -> Job:
     _check_monitors(callbacks, config.model, has_val=val is not None)
     _check_values(config, train, val, batch_size)
     options = resolved_options(config, model, train, batch_size)
-    bare = config.model_copy(
-        update={
-            "train_data": train.source,
-            "eval_data": None,
-            "callbacks": [],
-            "preprocess_fn": None,
-            "collate_fn": None,
-        }
-    )
     own = tuple(_unused(callback) for callback in callbacks)
     _prepare_interpolation(own, evaluations)
     job = Job(
-        config=bare,
+        config=_bare(config, train),
         model=model,
         train=train,
         val=val,
@@ -223,6 +209,22 @@ def prepare(config: FitConfig, run_uri: str, module: Any = None) -> Job:
     step = train.step_rows(job.plan().rows(0, 0)[:TRIED_ROWS], roles_differ=False)
     try_loss(config, step, train.n_groups)
     return replace(job, notes=(*job.notes, *_plan_notes(job)))
+
+
+def _check_names(config: FitConfig, model: str, *, has_module: bool) -> None:
+    """Refuse names and options that do not exist, before any data is read."""
+    check_loss(config.loss)
+    check_optimizer(config.optimizer, config.optimizer_options)
+    check_scheduler(config.scheduler, config.scheduler_options)
+    check_options(config.model, model, config.model_options)
+    check_functions(config.preprocess_fn, config.collate_fn, has_module=has_module)
+    check_augmentation(config.augmentation, kind_of(model)[0])
+
+
+def _bare(config: FitConfig, train: TrainSet) -> FitConfig:
+    """The options alone, without what the job has in another form."""
+    nothing: dict[str, Any] = {"eval_data": None, "preprocess_fn": None, "collate_fn": None}
+    return config.model_copy(update={**nothing, "train_data": train.source, "callbacks": []})
 
 
 def resolved_options(

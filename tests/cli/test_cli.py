@@ -275,9 +275,11 @@ def test_encode_writes_parquet_and_npy_and_overwrites_neither(
 
 def test_models(cli):
     shown = cli("models")
-    assert "minilm" in shown.out and "sentence-transformers/all-MiniLM-L6-v2" in shown.out
     rows = json.loads(cli("models", "--json").out)
     assert {row["name"] for row in rows} == set(ftray.list_models())
+    assert all(row["name"] in shown.out for row in rows)
+    hub_ids = {row["name"]: row["hub_id"] for row in rows}
+    assert hub_ids["minilm"] == "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def test_doctor_asks_no_network_when_told_so(cli, monkeypatch):

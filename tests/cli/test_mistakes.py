@@ -474,7 +474,7 @@ def test_evaluate_with_nothing_to_find(refused, config, tiny_model, labelled_csv
     assert "test.tsv has no judgements" in refused("evaluate", tiny_model, "--query", "beir")
     (folder / "empty").mkdir()
     message = refused("evaluate", tiny_model, "--query", labelled_csv, "--index", "empty")
-    assert "index_data: 'empty' is a folder without a BEIR corpus.jsonl" in message
+    assert "index_data: 'empty' is a folder, but not a BEIR folder" in message
 
 
 def test_evaluate_on_a_file_without_labels(refused, tiny_model, labelled_csv, folder):

@@ -594,3 +594,14 @@ def test_real_images_in_parquet(
     records = read_records(data_dir / f"{name}.parquet", columns=columns, modalities=IMAGE)
     assert records.kind == "labelled"
     assert f"{count:,} images with {labels} labels" in records.notes
+
+
+def test_addresses_that_a_text_model_reads_as_texts_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "shoes.csv"
+    path.write_text("image,label\n" + "".join(f"shoe{i}.png,c{i % 2}\n" for i in range(6)))
+    notes = read_records(path, modalities=frozenset({"text"})).notes
+    assert any("'image' looks like addresses of images" in note for note in notes)
+    path.write_text("text,label\n" + "".join(f"shoe {i},c{i % 2}\n" for i in range(6)))
+    assert not any(
+        "looks like" in n for n in read_records(path, modalities=frozenset({"text"})).notes
+    )

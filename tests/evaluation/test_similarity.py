@@ -126,7 +126,7 @@ def test_vectors_that_are_not_finite_are_an_error_with_their_text() -> None:
     spec = spec_of([("a", "b", 1), ("b", "c", 2)])
     vectors = np.ones((3, 2), np.float32)
     vectors[1, 0] = np.nan
-    with pytest.raises(DataError, match="The vector of the text 'b' holds NaN or infinity"):
+    with pytest.raises(DataError, match="The vector of 'b' holds NaN or infinity"):
         filled(make_scorer(spec), spec, vectors).score()
 
 
