@@ -378,15 +378,16 @@ def list_model_options(name: str | None = None) -> dict[str, list[dict[str, Any]
 
 
 def describe_models(task: str | None = None) -> None:
-    """Show the registered models, of a task or all, as a table.
+    """Show the registered models, of a task or all, a table for each task.
 
     Raises:
         ConfigError: for a task that no model has.
     """
     from ftray.models.listing import listed_models
-    from ftray.report.tables import models_sheet, show
+    from ftray.report.tables import models_sheets, show
 
-    show(models_sheet(listed_models(task), task))
+    for sheet in models_sheets(listed_models(task)):
+        show(sheet)
 
 
 def list_callbacks() -> list[str]:

@@ -7,7 +7,7 @@ import json
 from rich.console import Console
 
 from ftray.models.listing import listed_models, listed_options
-from ftray.report.tables import models_sheet, options_sheet, show
+from ftray.report.tables import models_sheets, options_sheet, show
 
 __all__ = ["run"]
 
@@ -21,7 +21,8 @@ def run(name: str | None, task: str | None, as_json: bool) -> None:
     if name and not rows:
         print(f"'{name}' has no options.")
         return
-    show(options_sheet(name, rows) if name else models_sheet(rows, task))
+    for sheet in [options_sheet(name, rows)] if name else models_sheets(rows):
+        show(sheet)
     if not name:
         said = "Any Hugging Face id, folder or torch.nn.Module works as well."
         Console(highlight=False).print(f"{said} Options: ftray models NAME")

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from ftray.data.columns import ROLES_OF, Kind, Layout
 from ftray.data.distinct import Coded, coded, numbered_rows
+from ftray.data.tables import let_pages_go
 from ftray.errors import DataError
 from ftray.media import modalities_of, shown
 from ftray.words import counted
@@ -69,6 +70,7 @@ def stripped(table: pa.Table) -> pa.Table:
 def _trimmed(chunk: pa.Array) -> pa.Array:
     trimmed = pc.utf8_trim_whitespace(chunk)
     same = pc.equal(pc.binary_length(trimmed), pc.binary_length(chunk))
+    let_pages_go()
     return chunk if pc.all(same).as_py() else trimmed
 
 
@@ -343,5 +345,6 @@ def fingerprint(kind: str, table: pa.Table) -> str:
             lengths.update(np.diff(offsets).tobytes())
             if data is not None and len(offsets):
                 cells.update(memoryview(data)[int(offsets[0]) : int(offsets[-1])])
+            let_pages_go()
         whole.update(name.encode() + lengths.digest() + cells.digest())
     return whole.hexdigest()[:16]

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ftray.data.columns import ROLES_OF, Kind
+from ftray.data.tables import let_pages_go
 
 __all__ = ["Coded", "code", "coded", "numbered", "numbered_rows"]
 
@@ -134,11 +135,12 @@ def _parts(column: pa.ChunkedArray) -> Iterator[pa.Array]:
 
 
 def _placed(parts: Sequence[pa.Array]) -> Iterator[tuple[slice, pa.Array]]:
-    """Each part with its place among the cells of all parts."""
+    """Each part with its place among the cells of all parts; no more than one stays in memory."""
     start = 0
     for part in parts:
         yield slice(start, start + len(part)), part
         start += len(part)
+        let_pages_go()
 
 
 def _hashes(part: pa.Array) -> Numbers:

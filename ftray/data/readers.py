@@ -36,6 +36,7 @@ from ftray.data.loading import Loaded, Unit
 from ftray.data.resolving import Resolver
 from ftray.data.roles import decided, implied, oriented
 from ftray.data.sources import Request, described, load
+from ftray.data.tables import let_pages_go
 from ftray.data.values import TEXTS, Values
 from ftray.errors import DataError, nearest
 from ftray.media import NO_BLOBS, Blobs, Modality
@@ -200,6 +201,7 @@ class _Reading:
             place = partial(_place, source, loaded.unit, positions)
         resolver = Resolver(files, self.values, options, place)
         table = resolver.resolved(table, things, layout.columns)
+        let_pages_go()
         blobs = self.values.blobs.finish()
         resolver.check(table, things, layout.columns, blobs)
         notes += resolver.notes

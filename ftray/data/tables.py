@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -12,12 +13,24 @@ import pyarrow.compute as pc
 
 from ftray.errors import DataError
 
-__all__ = ["TableBuilder"]
+__all__ = ["TableBuilder", "let_pages_go"]
 
 _CHUNK_ROWS = 50_000
 _CHUNK_CHARACTERS = 1 << 24
 _HELD_BYTES = 1 << 25
 _POSITION = "position"
+_MAPPED: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+
+
+def let_pages_go() -> None:
+    """Give the pages of mapped tables back to the system, which has them in the file.
+
+    They are read again when they are needed; without this a pass over a table leaves all of it
+    among the memory of the process.
+    """
+    if hasattr(mmap, "MADV_DONTNEED"):
+        for pages in list(_MAPPED):
+            pages.madvise(mmap.MADV_DONTNEED)
 
 
 class TableBuilder:
@@ -96,6 +109,7 @@ class _TemporaryTable:
             self._writer.close()
             self._file.flush()
         pages = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        _MAPPED.add(pages)
         self._file.close()
         pa.default_memory_pool().release_unused()
         return pa.ipc.open_file(pa.py_buffer(pages)).read_all()

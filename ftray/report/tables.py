@@ -16,7 +16,7 @@ from rich.text import Text
 from ftray.record.narrator import without_control_codes
 from ftray.report.notebook import in_notebook, show_html
 
-__all__ = ["Cell", "Sheet", "examples_sheet", "metrics_sheet", "models_sheet", "options_sheet"]
+__all__ = ["Cell", "Sheet", "examples_sheet", "metrics_sheet", "models_sheets", "options_sheet"]
 __all__ += ["picture", "show", "what_metrics"]
 
 MAX_CELL = 160
@@ -204,25 +204,25 @@ def _cut(text: str) -> str:
     return line if len(line) <= MAX_CELL else line[: MAX_CELL - 1] + "…"
 
 
-def models_sheet(rows: Sequence[Mapping[str, Any]], task: str | None = None) -> Sheet:
-    """The models that have a short name, a section for each task."""
-    columns = ("name", "task", "output_dim", "architecture", "description")
-    tasks = dict.fromkeys(row["task"] for row in rows)
-    sections = [
-        [
-            [Cell("-" if row[column] is None else str(row[column])) for column in columns]
-            for row in rows
-            if row["task"] == each
-        ]
-        for each in tasks
+def models_sheets(rows: Sequence[Mapping[str, Any]]) -> list[Sheet]:
+    """The models that have a short name, a table for each task."""
+    columns = ("name", "output_dim", "architecture", "description")
+    return [
+        Sheet(
+            title=f"Models for the task {task}",
+            columns=columns,
+            right=frozenset({"output_dim"}),
+            whole=frozenset({"name", "architecture"}),
+            sections=[
+                [
+                    [Cell("-" if row[column] is None else str(row[column])) for column in columns]
+                    for row in rows
+                    if row["task"] == task
+                ]
+            ],
+        )
+        for task in dict.fromkeys(row["task"] for row in rows)
     ]
-    return Sheet(
-        title=f"ftray models: {task or 'all tasks'}",
-        columns=columns,
-        right=frozenset({"output_dim"}),
-        whole=frozenset({"name"}),
-        sections=sections,
-    )
 
 
 def options_sheet(name: str, rows: Sequence[Mapping[str, Any]]) -> Sheet:
