@@ -249,13 +249,25 @@ def encode(
     encoder = get_model(model) if isinstance(model, str | Path) else model
     items = read_contents(data, modalities=encoder.modalities)
     vectors = encode_texts(
-        encoder, items, role=role, batch_size=batch_size, on_progress=on_progress
+        encoder,
+        items,
+        role=role,
+        batch_size=batch_size,
+        data_workers=_data_workers(encoder),
+        on_progress=on_progress,
     )
     if type(data).__module__.startswith("docarray"):
         from ftray.data.documents import with_embeddings
 
         return with_embeddings(data, [_called(item) for item in items], vectors)
     return vectors
+
+
+def _data_workers(encoder: Encoder) -> int:
+    """How many processes decode."""
+    from ftray.models.ahead import AUTO_WORKERS
+
+    return 0 if encoder.modalities <= {"text"} else AUTO_WORKERS
 
 
 def _called(item: Content) -> str:
@@ -321,9 +333,12 @@ def evaluate(
     """
     from ftray.callbacks.evaluation import EvaluationCallback
     from ftray.evaluation.encode import check_towers
+    from ftray.media import MODALITIES
     from ftray.runtime.local import LocalRuntime
     from ftray.training.evaluate import evaluate as run_evaluation
+    from ftray.training.matching import check_takes
 
+    encoder = get_model(model, max_length=max_length) if isinstance(model, str | Path) else model
     callback = EvaluationCallback(
         query_data,
         index_data,
@@ -338,12 +353,19 @@ def evaluate(
         columns=columns,
         csv_options=csv_options,
     )
-    spec = callback.prepare(0)
-    encoder = get_model(model, max_length=max_length) if isinstance(model, str | Path) else model
+    modalities = encoder.modalities if len(encoder.modalities) < len(MODALITIES) else None
+    spec = callback.prepare(0, modalities=modalities)
     check_towers(spec, encoder)
+    check_takes(encoder.name, encoder.modalities, [spec])
     runtime = LocalRuntime(encoder.device, [spec], lambda event: None, lambda: None)
     done = run_evaluation(
-        spec, 0, encoder, runtime, layout="bucketed", on_progress=lambda *progress: None
+        spec,
+        0,
+        encoder,
+        runtime,
+        layout="bucketed",
+        on_progress=lambda *progress: None,
+        data_workers=_data_workers(encoder),
     )
     return done.metrics
 

@@ -54,7 +54,8 @@ class EvaluatorActor:
         """
         if self._evaluator is None:
             device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-            self._evaluator = SnapshotEvaluator(ray.get(job[0]), device)
+            given = ray.get(job[0])
+            self._evaluator = SnapshotEvaluator(given, device, given.data_workers)
         return self._evaluator(number, weights)
 
 

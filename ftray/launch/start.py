@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftray.collector import collector_paused
 from ftray.config import FitConfig, is_live
+from ftray.errors import ConfigError
 from ftray.launch.places import MODEL, Place, find_place
 from ftray.record.environment import environment
 from ftray.record.facts import callback_facts, check_same, data_facts, plain
@@ -89,6 +90,7 @@ def _copied_model(config: FitConfig) -> Iterator[LiveModel | None]:
 
 
 def _copy(config: FitConfig, folder: Path) -> LiveModel:
+    from ftray.models.base import Encoder
     from ftray.models.live import copy_model, copy_module
     from ftray.models.module import ModuleParts
 
@@ -96,6 +98,11 @@ def _copy(config: FitConfig, folder: Path) -> LiveModel:
     if packages is not None and isinstance(config.model, packages.SentenceTransformer):
         return copy_model(config.model, folder)
     module: Any = config.model
+    if isinstance(module, Encoder):
+        raise ConfigError(
+            f"model: the {type(module).__name__} object was loaded by ftray: give the name or the "
+            f"folder that it was loaded from, '{module.name}'"
+        )
     parts = ModuleParts(
         module=module, preprocess_fn=config.preprocess_fn, collate_fn=config.collate_fn
     )

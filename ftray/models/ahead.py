@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing.queues import Queue
@@ -18,12 +19,19 @@ from torch.utils.data import DataLoader, Dataset
 
 from ftray.errors import FtrayError, RunFailedError
 
-__all__ = ["ahead"]
+__all__ = ["AUTO_WORKERS", "ahead"]
 
 T = TypeVar("T")
 
-PREFETCHED = 4
-"""How many batches each process may be ahead."""
+AUTO_WORKERS = 2
+PREFETCHED = 2
+"""How many batches each process may be ahead; they lie in shared memory."""
+_NOT_WHILE_FORKING = threading.RLock()
+"""Held while a batch is made here and while processes are forked.
+
+Else a process could be forked while a thread that evaluates makes a batch, and would wait forever
+for what that thread held, such as the lock of a module that is being imported.
+"""
 
 
 def ahead(
@@ -43,7 +51,10 @@ def ahead(
         RunFailedError: if a process died.
     """
     if not workers or len(numbers) < 2:
-        yield from map(make, numbers)
+        for number in numbers:
+            with _NOT_WHILE_FORKING:
+                batch = make(number)
+            yield batch
         return
     loader = DataLoader(
         _Made(make),
@@ -55,7 +66,8 @@ def ahead(
         worker_init_fn=_begin,
         generator=torch.Generator(),  # the loader draws a seed: not from what steps draw from
     )
-    batches = iter(loader)
+    with _NOT_WHILE_FORKING:
+        batches = iter(loader)
     try:
         for _ in numbers:
             batch = _next(batches)
@@ -74,7 +86,8 @@ def _next(batches: Iterator[Any]) -> Any:
             raise
         raise RunFailedError(
             f"A process that makes batches ready died: {str(error).splitlines()[0]}. With "
-            "data_workers: 0 there is none, and it takes less memory"
+            "data_workers: 0 there is none. Batches lie in /dev/shm, of which a container may need "
+            "more (--shm-size)"
         ) from error
 
 

@@ -8,8 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ftray.errors import ModelError
 from ftray.media import Modality
 from ftray.models.catalogue import MODELS, SCRATCH
+from ftray.models.options import OPTIONS
 from ftray.models.quiet import quiet
 
 __all__ = ["FACTS", "MODEL_FILES", "TEXT_AND_IMAGE", "TOWER_NAMES"]
@@ -63,6 +65,11 @@ def kind_of(place: str, *, ask_hub: bool = False) -> tuple[str | None, dict[str,
 def _kind_of_folder(folder: Path) -> tuple[str | None, dict[str, Any]]:
     facts = _json(folder / FACTS)
     if "kind" in facts:
+        if facts["kind"] not in OPTIONS:
+            raise ModelError(
+                f"'{folder}' holds a model of the kind '{facts['kind']}', which this ftray does "
+                f"not know. Known: {', '.join(OPTIONS)}"
+            )
         return str(facts["kind"]), facts
     if (folder / "modules.json").exists():
         return "text", facts

@@ -52,7 +52,8 @@ def listed_options(name: str) -> list[dict[str, Any]]:
     Raises:
         ModelError: if there is no such model, or if it takes loading it to know.
     """
-    kind, _ = kind_of(locate_model(ALIASES.get(name, name)))
+    kind, facts = kind_of(locate_model(ALIASES.get(name, name)))
+    kept = facts.get("options", {})
     if kind is None:
         raise ModelError(
             f"The options of '{name}' are known once it is loaded. Those of registered models: "
@@ -63,7 +64,7 @@ def listed_options(name: str) -> list[dict[str, Any]]:
             "name": option,
             "type": _type_name(field.annotation),
             "required": field.is_required(),
-            "default": _plain(field),
+            "default": kept.get(option, _plain(field)),
             "description": field.description or "",
         }
         for option, field in OPTIONS[kind].model_fields.items()

@@ -166,17 +166,8 @@ class ModuleEncoder(Encoder):
             return
         was_training = self.training
         self.eval()
-        features = self.collate([("", content)])
-        try:
-            with torch.no_grad():
-                self._dim = int(self(features).shape[1])
-        except FtrayError:
-            raise
-        except Exception as error:
-            raise ModelError(
-                f"The module '{self.name}' cannot encode what it is given ({_kind(features)}): "
-                f"{type(error).__name__}: {error}. preprocess_fn and collate_fn make its inputs"
-            ) from error
+        with torch.no_grad():
+            self._dim = int(self(self.collate([("", content)])).shape[1])
         self.train(was_training)
 
     def train(self, mode: bool = True) -> ModuleEncoder:
@@ -216,19 +207,20 @@ class ModuleEncoder(Encoder):
         except FtrayError:
             raise
         except Exception as error:
+            hint = "" if self._preprocess else ". There is no preprocess_fn to make its inputs"
             raise ModelError(
-                f"The {what} of '{self.name}' failed: {type(error).__name__}: {error}"
+                f"The {what} of '{self.name}' failed: {type(error).__name__}: {error}{hint}"
             ) from error
 
     def encode(self, inputs: dict[str, Any]) -> Tensor:
         """What the module makes of a batch."""
         batch = on_device(inputs["batch"], self.device, next(self.parameters()).dtype)
         if isinstance(batch, dict):
-            found = self.module(**batch)
+            found = self._called(self.module, "module", **batch)
         elif isinstance(batch, list | tuple):
-            found = self.module(*batch)
+            found = self._called(self.module, "module", *batch)
         else:
-            found = self.module(batch)
+            found = self._called(self.module, "module", batch)
         if not isinstance(found, Tensor) or found.ndim != 2:
             shape = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found)
             raise ModelError(
@@ -245,13 +237,6 @@ class ModuleEncoder(Encoder):
         """Write the weights; the module's code stays with the user."""
         _save(self.module, folder / WEIGHTS, self.name)
         return {"class": self._class, "modality": self.modality, "dim": self._dim}
-
-
-def _kind(features: Features) -> str:
-    """What a batch is, for a message."""
-    batch = features.forwards[0]["batch"]
-    shape = f" of shape {tuple(batch.shape)}" if isinstance(batch, Tensor) else ""
-    return f"a {type(batch).__name__}{shape}"
 
 
 def takes_rng(function: Callable[..., Any]) -> bool:

@@ -141,7 +141,7 @@ class ClipOptions(ModelOptions):
     """CLIP, SigLIP and their like, of transformers: two towers in one model."""
 
     frozen: tuple[Literal["text", "image"], ...] = Field(
-        (), description="Towers whose weights are not trained."
+        (), max_length=1, description="The tower whose weights are not trained, if any."
     )
 
 

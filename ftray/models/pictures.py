@@ -19,6 +19,8 @@ from torch import Tensor
 from ftray.errors import DataError, ModelError
 from ftray.media import Content, Media
 
+Image.init()  # all formats now: processes are forked, and threads decode, later
+
 __all__ = ["PictureReader", "colour", "decoded", "image_of", "thumbnail"]
 
 Mode = Literal["RGB", "L"]

@@ -6,12 +6,13 @@ import importlib
 import importlib.util
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ftray.errors import ModelError, StorageError, nearest
+from ftray.errors import ConfigError, ModelError, StorageError, nearest
 from ftray.media import Modality
 from ftray.models.base import Encoder
 from ftray.models.catalogue import ALIASES, MODELS, SCRATCH, RegisteredModel
@@ -158,38 +159,31 @@ def load_encoder(
         ConfigError: for options that the model does not have.
     """
     place = locate_model(name)
-    name = called or name
-    if "://" in place:
-        with Storage(place).local_copy("") as folder:
-            return _load(name, str(folder), device, max_length, options, augmentation, seed, module)
-    return _load(name, place, device, max_length, options, augmentation, seed, module)
-
-
-def _load(
-    name: str,
-    place: str,
-    device: torch.device | str,
-    max_length: int | None,
-    options: Mapping[str, Any] | None,
-    augmentation: str | Mapping[str, Any],
-    seed: int,
-    module: Any,
-) -> Encoder:
-    kind, facts = kind_of(place, ask_hub=True)
     request = Request(
-        name=name.removeprefix(SCRATCH),
+        name=(called or name).removeprefix(SCRATCH),
         place=place,
-        facts=facts,
+        facts={},
         options=dict(options or {}),
         max_length=max_length,
         augmentation=augmentation,
         seed=seed,
         module=module,
     )
+    if "://" in place:
+        with Storage(place).local_copy("") as folder:
+            return _load(replace(request, place=str(folder)), device)
+    return _load(request, device)
+
+
+def _load(request: Request, device: torch.device | str) -> Encoder:
+    kind, facts = kind_of(request.place, ask_hub=True)
     load = importlib.import_module(f"ftray.models.{LOADERS[kind or 'text']}").load
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        encoder: Encoder = load(request)
+        torch.manual_seed(request.seed)
+        encoder: Encoder = load(replace(request, facts=facts))
+    if request.max_length is not None and encoder.max_tokens() is None:
+        if "text" not in encoder.modalities or kind == "module":
+            raise ConfigError(f"max_length is about texts: '{request.name}' has no use for it")
     for weight in facts.get("frozen", ()):
         encoder.freeze(weight)
     return encoder.float().to(device)

@@ -120,7 +120,7 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], run: str) -> N
     """
     was, given = before.get("config", {}), now["config"]
     for name in SAME_ON_RESUME:
-        if name in was and was[name] != given[name]:
+        if name in was and _known(was[name], given[name]) != was[name]:
             raise _other(run, f"{name} = {was[name]!r}", repr(given[name]))
     models = [side.get("model", {}).get("fingerprint") for side in (before, now)]
     if models[0] != models[1]:
@@ -139,6 +139,13 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], run: str) -> N
             raise ConfigError(
                 f"{name} is not what the run {run} was started with: data has changed"
             )
+
+
+def _known(was: Any, now: Any) -> Any:
+    """Of options, those that there were when the run was started."""
+    if isinstance(was, Mapping) and isinstance(now, Mapping) and set(was) < set(now):
+        return {name: now[name] for name in was}
+    return now
 
 
 def _check_same_callbacks(was: Sequence[Any], given: Sequence[Any], run: str) -> None:

@@ -28,6 +28,7 @@ from ftray.errors import ConfigError, DataError
 from ftray.evaluation.spec import EvaluationSpec
 from ftray.losses.registry import check_loss
 from ftray.media import Modality
+from ftray.models.ahead import AUTO_WORKERS
 from ftray.models.augment import check_augmentation
 from ftray.models.base import Encoder
 from ftray.models.functions import check_functions
@@ -62,7 +63,6 @@ from ftray.words import counted
 __all__ = ["Job", "prepare"]
 
 SMALLEST_CLASS_BATCH = 4
-AUTO_DATA_WORKERS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ class Job:
         """How many processes decode, on each rank: those asked for; else two, none for texts."""
         if self.config.data_workers != "auto":
             return self.config.data_workers
-        return 0 if self.train.texts_alone else AUTO_DATA_WORKERS
+        return 0 if self.train.texts_alone else AUTO_WORKERS
 
     def plan(self) -> Plan:
         """The steps of every epoch."""
@@ -171,6 +171,9 @@ def prepare(config: FitConfig, run_uri: str, module: Any = None) -> Job:
     callbacks = resolve_callbacks(config.callbacks)
     _check_callbacks(callbacks)
     train, val = _read(config, takes)
+    if module is not None:
+        takes = takes or _only(train)
+    _check_texts_options(config, takes, has_module=module is not None)
     check_fit(config, train)
     batch_size, notes = _batch_size(config, train)
     evaluations = _evaluations(callbacks, config, model, takes)
@@ -227,6 +230,24 @@ def _bare(config: FitConfig, train: TrainSet) -> FitConfig:
     return config.model_copy(update={**nothing, "train_data": train.source, "callbacks": []})
 
 
+def _only(train: TrainSet) -> frozenset[Modality] | None:
+    """What the data holds, if it is of one kind: then a module of the user's takes that."""
+    held = frozenset[Modality]().union(*train.modalities)
+    return held if len(held) == 1 else None
+
+
+def _check_texts_options(
+    config: FitConfig, takes: frozenset[Modality] | None, *, has_module: bool
+) -> None:
+    """Refuse options of texts for a model that takes none, or that makes its inputs itself."""
+    if not has_module and (takes is None or "text" in takes):
+        return
+    given = [("max_length", config.max_length is not None), ("packing", config.packing != "auto")]
+    for name, is_given in given:
+        if is_given:
+            raise ConfigError(f"{name} is about texts: '{config.model}' has no use for it")
+
+
 def resolved_options(
     config: FitConfig, model: str, train: TrainSet, batch_size: int
 ) -> dict[str, Any]:
@@ -240,6 +261,8 @@ def resolved_options(
     given = {**facts.get("options", {}), **config.model_options}
     if couples_rows(kind, given):
         check_whole_steps(config.model, config, batch_size * train.rows.shape[1])
+    if kind == "module" and (only := _only(train)) is not None:
+        return {"modality": next(iter(only)), **config.model_options}
     if kind != "mlp":
         return dict(config.model_options)
     size = feature_size(train.example)

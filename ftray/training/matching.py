@@ -14,8 +14,9 @@ from ftray.losses.metric import CLASSIFICATION_LOSSES, learns_classes
 from ftray.losses.registry import MEMORY_LOSS, loss_needs, takes_triplets
 from ftray.media import Modality
 from ftray.models.catalogue import MODELS
+from ftray.models.kinds import modalities_of_kind
 
-__all__ = ["check_fit", "check_modalities", "check_whole_steps", "choose_sampler"]
+__all__ = ["check_fit", "check_modalities", "check_takes", "check_whole_steps", "choose_sampler"]
 
 SCORED_LOSS = "CosineSimilarityLoss"
 FOR_LABELS = (
@@ -50,13 +51,6 @@ WORDS: dict[Modality, str] = {
     "points": "point clouds",
     "features": "features",
 }
-TASK_OF: dict[frozenset[Modality], str] = {
-    frozenset({"text"}): "text-to-text",
-    frozenset({"image"}): "image-to-image",
-    frozenset({"text", "image"}): "text-to-image",
-    frozenset({"points"}): "mesh-to-mesh",
-    frozenset({"features"}): "any",
-}
 
 
 def check_modalities(
@@ -78,20 +72,36 @@ def check_modalities(
     Raises:
         ConfigError: with the models that can.
     """
-    held = {"train_data": frozenset().union(*train.modalities)}
+    _check_held(model, takes, "train_data", frozenset().union(*train.modalities))
     if val is not None:
-        held["the validation data"] = frozenset().union(*val.modalities)
+        _check_held(model, takes, "the validation data", frozenset().union(*val.modalities))
+    check_takes(model, takes, evaluations)
+
+
+def check_takes(
+    model: str, takes: frozenset[Modality], evaluations: Sequence[EvaluationSpec]
+) -> None:
+    """Refuse evaluations of what the model cannot encode; arguments as in `check_modalities`.
+
+    Raises:
+        ConfigError: with the models that can.
+    """
     for spec in evaluations:
-        held[f"the data of EvaluationCallback '{spec.name}'"] = spec.modalities
-    for what, holds in held.items():
-        if holds <= takes:
-            continue
-        task = TASK_OF.get(holds)
-        suited = [f"'{name}'" for name, entry in MODELS.items() if entry.task == task]
-        hint = f" Models for that are, among others, {', '.join(suited)}." if suited else ""
-        raise ConfigError(
-            f"{what} holds {_words(holds)}, but the model '{model}' takes {_words(takes)}.{hint}"
-        )
+        _check_held(model, takes, f"the data of the evaluation '{spec.name}'", spec.modalities)
+
+
+def _check_held(
+    model: str, takes: frozenset[Modality], what: str, holds: frozenset[Modality]
+) -> None:
+    if holds <= takes:
+        return
+    suited = [
+        f"'{name}'" for name, entry in MODELS.items() if modalities_of_kind(entry.kind, {}) == holds
+    ]
+    hint = f" Models for that are, among others, {', '.join(suited)}." if suited else ""
+    raise ConfigError(
+        f"{what} holds {_words(holds)}, but the model '{model}' takes {_words(takes)}.{hint}"
+    )
 
 
 def check_whole_steps(model: str, config: FitConfig, items: int | None = None) -> None:

@@ -24,10 +24,12 @@ class SnapshotEvaluator:
     Args:
         job: with the evaluations.
         device: where to encode.
+        data_workers: processes that decode ahead; 0 in a thread, where nothing is forked.
     """
 
-    def __init__(self, job: Job, device: torch.device) -> None:
+    def __init__(self, job: Job, device: torch.device, data_workers: int = 0) -> None:
         self._job = job
+        self._data_workers = data_workers
         self._encoder = job.encoder(device)
         self._runtime = LocalRuntime(device, job.evaluations, lambda event: None, lambda: None)
 
@@ -41,6 +43,7 @@ class SnapshotEvaluator:
             self._runtime,
             layout="padded" if self._job.config.packing == "padded" else "bucketed",
             on_progress=lambda task, done, total: None,
+            data_workers=self._data_workers,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -102,3 +103,28 @@ def test_it_draws_nothing_of_the_random_state() -> None:
     torch.manual_seed(5)
     list(ahead(lambda number: number, range(4), 2))
     assert torch.equal(torch.rand(3), wanted)
+
+
+def test_nothing_is_forked_while_a_thread_makes_a_batch() -> None:
+    """A forked process would wait for ever for what that thread holds, such as an import."""
+    making, go_on, forked = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(number: int) -> int:
+        making.set()
+        assert go_on.wait(30)
+        return number
+
+    def fork() -> None:
+        assert list(ahead(lambda number: number, range(4), 2)) == [0, 1, 2, 3]
+        forked.set()
+
+    evaluating = threading.Thread(target=lambda: list(ahead(slow, range(1), 0)))
+    evaluating.start()
+    assert making.wait(30)
+    training = threading.Thread(target=fork)
+    training.start()
+    assert not forked.wait(1.0)
+    go_on.set()
+    assert forked.wait(30)
+    evaluating.join()
+    training.join()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 import ftray
 from ftray.cli.app import app
 from ftray.errors import ConfigError, ModelError
+from ftray.models.artifact import save_encoder
 from ftray.models.catalogue import ALIASES, MODELS
 from ftray.models.kinds import kind_of
 from ftray.models.options import OPTIONS, checked
@@ -84,3 +86,22 @@ def test_the_command_lists_names_and_options() -> None:
     shown = runner.invoke(app, ["models", "convnet"]).stdout
     assert "channels" in shown and "[32, 64, 128]" in shown
     assert "has no options" in runner.invoke(app, ["models", "minilm"]).stdout
+
+
+def test_an_artifacts_options_are_its_own(tmp_path: Path) -> None:
+    save_encoder(load_encoder("convnet", options={"channels": [4]}), tmp_path)
+    found = {
+        o["name"]: o["default"] for o in ftray.list_model_options(str(tmp_path))[str(tmp_path)]
+    }
+    assert found["channels"] == [4] and found["norm"] == "batch"
+
+
+def test_a_kind_that_is_not_known_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ftray.json").write_text('{"kind": "video"}')
+    with pytest.raises(ModelError, match="of the kind 'video', which this ftray does not know"):
+        load_encoder(str(tmp_path))
+
+
+def test_one_tower_at_least_is_trained() -> None:
+    with pytest.raises(ConfigError, match="frozen"):
+        checked("clip", {"frozen": ["text", "image"]}, "clip-base-en")

@@ -95,7 +95,7 @@ def test_a_fit_trains_it_and_leaves_the_object_as_it_was(tmp_path: Path) -> None
     with pytest.raises(ModelError, match="nothing of the module itself: give it too"):
         ftray.get_model(run.artifact_id)
     model = ftray.get_model(run.artifact_id, module=Small(), preprocess_fn=grey)
-    assert model.embedding_dim == 6
+    assert model.embedding_dim == 6 and model.modalities == {"image"}
     again = ftray.evaluate(model, rows(24, seed=1), limit=5)
     assert again["precision_at_k"] == pytest.approx(metrics["after"]["precision_at_k"])
     with safe_open(Path(run.artifact_id) / "model.safetensors", "pt") as weights:

@@ -188,3 +188,10 @@ def test_every_option_is_kept_on_resume_or_free_for_a_reason() -> None:
     free = by_fingerprint | where_and_how | name_and_record | {"log_rows", "data_workers"}
     assert set(FitConfig.model_fields) == set(SAME_ON_RESUME) | free
     assert not free & set(SAME_ON_RESUME)
+
+
+def test_options_that_there_were_not_when_a_run_was_started_do_not_stop_it() -> None:
+    before = facts(csv_options={"delimiter": ";"})
+    check_same(before, facts(csv_options={"delimiter": ";", "dialect": "auto"}), "runs/default/x")
+    with pytest.raises(ConfigError, match="csv_options"):
+        check_same(before, facts(csv_options={"delimiter": ",", "dialect": "auto"}), "r")
