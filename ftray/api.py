@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from ftray.events import Event
-    from ftray.media import Content, Modality
     from ftray.models.base import Encoder
 
 __all__ = [
@@ -36,7 +35,6 @@ __all__ = [
     "list_model_options",
     "list_models",
     "list_runs",
-    "read_contents",
 ]
 
 
@@ -244,10 +242,11 @@ def encode(
     Raises:
         FtrayError: for data or a model that cannot be used.
     """
+    from ftray.data.inputs import read_contents
     from ftray.evaluation.encode import encode_texts
 
     encoder = get_model(model) if isinstance(model, str | Path) else model
-    items = read_contents(data, modalities=encoder.modalities)
+    items, names = read_contents(data, modalities=encoder.modalities)
     vectors = encode_texts(
         encoder,
         items,
@@ -259,7 +258,7 @@ def encode(
     if type(data).__module__.startswith("docarray"):
         from ftray.data.documents import with_embeddings
 
-        return with_embeddings(data, [_called(item) for item in items], vectors)
+        return with_embeddings(data, names, vectors)
     return vectors
 
 
@@ -268,42 +267,6 @@ def _data_workers(encoder: Encoder) -> int:
     from ftray.models.ahead import AUTO_WORKERS
 
     return 0 if encoder.modalities <= {"text"} else AUTO_WORKERS
-
-
-def _called(item: Content) -> str:
-    return item if isinstance(item, str) else item.address
-
-
-def read_contents(
-    data: Any,
-    *,
-    columns: Mapping[str, str] | None = None,
-    modalities: frozenset[Modality] | None = None,
-) -> list[Content]:
-    """What is to be encoded of anything `encode` takes: one column, items, or queries of pairs.
-
-    Args:
-        data: a list, or what `train_data` may be.
-        columns: our names to the data's columns.
-        modalities: what the model takes; None = what the data looks like decides.
-
-    Raises:
-        DataError: for data that cannot be read.
-    """
-    if (
-        modalities is not None
-        and modalities <= {"text"}
-        and isinstance(data, Sequence)
-        and not isinstance(data, str)
-        and all(isinstance(text, str) for text in data)
-    ):
-        return list(data)
-    from ftray.data.readers import read_records
-    from ftray.media import contents
-
-    records = read_records(data, columns=columns, where="data", modalities=modalities)
-    cells = records.table.column(0 if records.kind != "pairs" else "query")
-    return contents(cells.to_pylist(), records.blobs)
 
 
 def evaluate(

@@ -17,9 +17,8 @@ import yaml
 import ftray
 from ftray.config import CsvOptions, FitConfig, validated
 from ftray.data import columns, roles
-from ftray.data.addresses import POINT_SUFFIXES
 from ftray.data.folders import CAPTION_FILES
-from ftray.data.pictures import IMAGE_SUFFIXES
+from ftray.data.pictures import IMAGE_SUFFIXES, POINT_SUFFIXES
 from ftray.data.retrieval import read_beir
 from ftray.data.sources import _ARCHIVES, _CSV, _JSON, _PARQUET
 from ftray.errors import DataError
@@ -282,6 +281,7 @@ CASES: dict[str, Callable[[], str]] = {
     "a folder of splits": a_folder_of_splits,
     "a way out of an archive": lambda: packed("../1.png", encoded(0)),
     "a bomb": lambda: packed("cat/1.png", bytes(101 << 20)),
+    "a path for a model of texts": lambda: refused([Path("a.txt")], modalities=TEXT),
 }
 """Each row of the table, and what makes its message."""
 

@@ -37,7 +37,8 @@ def run(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from ftray.api import get_model, read_contents
+    from ftray.api import get_model
+    from ftray.data.inputs import read_contents
     from ftray.evaluation.encode import encode_texts
     from ftray.models.registry import locate_model, model_modalities
     from ftray.models.selection import tower_modalities
@@ -47,7 +48,7 @@ def run(
     takes = model_modalities(locate_model(model))
     if select_model is not None:
         takes = tower_modalities(select_model, takes)
-    items = read_contents(data, columns=parse_columns(columns), modalities=takes)
+    items, names = read_contents(data, columns=parse_columns(columns), modalities=takes)
     encoder = get_model(model, select_model, max_length=max_length)
     vectors = encode_texts(encoder, items, role=role, batch_size=batch_size)
     try:
@@ -57,8 +58,7 @@ def run(
             else:
                 flat = pa.array(vectors.reshape(-1))
                 column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-                names = [item if isinstance(item, str) else item.address for item in items]
-                pq.write_table(pa.table({"text": names, "embedding": column}), file)
+                pq.write_table(pa.table({"item": names, "embedding": column}), file)
         os.replace(partial, target)
     except OSError as error:
         raise StorageError(f"'{output}' cannot be written: {error.strerror or error}") from None

@@ -1,33 +1,32 @@
 """Which columns hold images, points or features, and which only texts.
 
-What was no string in the source is marked already. A string is an address if it looks like one
-(`_LOOKS`) and so do the others of its column; if the model takes no texts, every string of an item,
-a query or a document is one.
+What was no string in the source is marked already. A string is an address if its column is named
+as one of things, if it looks like one (`_LOOKS`) and so do the others of its column, or if all of
+these are names of files that are there; if the model takes no texts, every string of an item, a
+query or a document is one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import NoReturn
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ftray.data.cleaning import quoted
 from ftray.data.columns import Layout
-from ftray.data.pictures import IMAGE_SUFFIXES
+from ftray.data.pictures import IMAGE_SUFFIXES, POINT_SUFFIXES, modality_of_address
 from ftray.data.values import PLAIN_ROLES, TEXTS
 from ftray.errors import DataError
 from ftray.media import MARK, Modality, modalities_of
 
 __all__ = [
     "SAMPLE",
+    "Named",
     "Things",
     "all_addresses",
     "looks_like_address",
-    "modality_of_address",
     "noun_of",
     "things_in",
     "unread_addresses",
@@ -36,14 +35,18 @@ __all__ = [
 Things = dict[str, Modality]
 """The roles whose columns hold no texts, and what they hold."""
 
+Named = dict[str, Modality | None]
+"""The roles whose columns hold no texts by their names; None = what they hold is not said."""
+
 UNDECIDED = ("first", "second", "third")
 """Roles of columns that may be anything, labels and scores too."""
 
 Place = Callable[[int], str]
 
-POINT_SUFFIXES = (".off", ".npy")
 SAMPLE = 1000
 """So many cells tell whether a column's strings are addresses."""
+_LOOKED_FOR = 100
+"""So many cells are looked for as files, where nothing else tells."""
 _SUFFIXES = "|".join(suffix[1:] for suffix in (*IMAGE_SUFFIXES, *POINT_SUFFIXES))
 _LOOKS = (
     rf"(?i)^(?:data:[a-z]+/[a-z0-9.+-]+;base64,|file://.|https?://[^\s]+\.(?:{_SUFFIXES})"
@@ -73,21 +76,6 @@ def unread_addresses(table: pa.Table, names: Mapping[str, str]) -> list[str]:
     ]
 
 
-def modality_of_address(address: str, modalities: frozenset[Modality] | None) -> Modality | None:
-    """What lies at an address, by its ending, or else as the only thing the model takes.
-
-    None where neither tells. A .npy file holds an array of any kind.
-    """
-    things = (modalities or frozenset()) - {"text"}
-    path = urlsplit(address).path if "://" in address[:12] else address
-    suffix = PurePosixPath(path).suffix.lower()
-    if suffix in IMAGE_SUFFIXES or address[:5].lower() == "data:":
-        return "image"
-    if suffix in POINT_SUFFIXES and (suffix != ".npy" or len(things) != 1):
-        return "points"
-    return next(iter(things)) if len(things) == 1 else None
-
-
 def noun_of(
     cells: pa.ChunkedArray, modalities: frozenset[Modality] | None, *, role: str = "item"
 ) -> str:
@@ -114,7 +102,8 @@ def things_in(
     layout: Layout,
     modalities: frozenset[Modality] | None,
     *,
-    exists: Callable[[str], bool],
+    named: Named,
+    exist: Callable[[Sequence[str]], bool],
     place: Place,
     source: str,
 ) -> Things:
@@ -124,7 +113,8 @@ def things_in(
         table: string columns without empty cells, by role.
         layout: their names.
         modalities: what the model takes; None = not known.
-        exists: whether there is a file of that name.
+        named: the roles whose columns hold things by their names.
+        exist: whether there are files of these names.
         place: a row's place in the source.
         source: for messages.
 
@@ -135,13 +125,17 @@ def things_in(
     roles = [role for role in table.column_names if role not in PLAIN_ROLES]
     things: Things = {}
     for role in roles:
-        decided = role not in UNDECIDED
-        modality = _held(table[role], modalities, decided, layout.columns[role], place)
+        only_things = modalities is not None and "text" not in modalities
+        always = role in named or (only_things and role not in UNDECIDED)
+        modality = _held(
+            table[role], modalities, always, named.get(role), layout.columns[role], place
+        )
         if modality is not None:
             things[role] = modality
-    only_things = modalities is not None and "text" not in modalities
-    if only_things and layout.kind is None and not things:
-        things = _by_existence(table, layout, modalities, exists, source)
+    if not things and modalities is not None and modalities != TEXTS:
+        things = _by_existence(table, roles, modalities, exist)
+        if not things and layout.kind is None and "text" not in modalities:
+            raise _no_things(table, layout, modalities, source)
     if "label" in table.column_names and modalities != TEXTS:
         _check_label(table, layout, source)
     return things
@@ -150,7 +144,8 @@ def things_in(
 def _held(
     column: pa.ChunkedArray,
     modalities: frozenset[Modality] | None,
-    decided: bool,
+    always: bool,
+    otherwise: Modality | None,
     name: str,
     place: Place,
 ) -> Modality | None:
@@ -159,7 +154,8 @@ def _held(
     Args:
         column: cells.
         modalities: what the model takes.
-        decided: whether the column's role is known, so that it cannot be a label.
+        always: whether its strings are addresses, whatever they look like.
+        otherwise: what an address is where neither its ending nor the model tells.
         name: of the column.
         place: a row's place.
     """
@@ -172,17 +168,21 @@ def _held(
     if len(marked) > 1:
         _mixed(column, name, place)
     if not len(strings):
-        return next(iter(marked))
+        (modality,) = marked
+        if modalities is not None and modality not in modalities:
+            raise _not_taken(column, column[0].as_py(), modality, modalities, name, place)
+        return modality
     if modalities == TEXTS and not marked:
         return None
-    always = decided and modalities is not None and "text" not in modalities
     if not always:
         share = pc.mean(looks_like_address(strings.slice(0, SAMPLE))).as_py()
         if not marked and share <= 0.5:
             return None
         if not pc.all(looks_like_address(strings)).as_py():
             _mixed(column, name, place)
-    kinds = {modality_of_address(one, modalities): one for one in reversed(_few(strings))}
+    kinds = {
+        modality_of_address(one, modalities) or otherwise: one for one in reversed(_few(strings))
+    }
     for kind, one in kinds.items():
         if kind is None:
             raise DataError(
@@ -191,15 +191,26 @@ def _held(
                 f"{', '.join(IMAGE_SUFFIXES)}; points in {', '.join(POINT_SUFFIXES)}."
             )
         if modalities is not None and kind not in modalities:
-            taken = " and ".join(sorted(modalities))
-            raise DataError(
-                f"{place(pc.index(column, one).as_py())}: the column '{name}' holds an address of "
-                f"the kind '{kind}', {quoted(one)}, but the model takes {taken}."
-            )
+            raise _not_taken(column, one, kind, modalities, name, place)
     found = {*kinds, *marked} - {None}
     if len(found) > 1:
         _mixed(column, name, place)
     return next(iter(found))
+
+
+def _not_taken(
+    column: pa.ChunkedArray,
+    cell: str,
+    kind: Modality,
+    modalities: frozenset[Modality],
+    name: str,
+    place: Place,
+) -> DataError:
+    taken = " and ".join(sorted(modalities))
+    return DataError(
+        f"{place(pc.index(column, cell).as_py())}: the column '{name}' holds an address of the "
+        f"kind '{kind}', {quoted(cell)}, but the model takes {taken}."
+    )
 
 
 def _few(strings: pa.ChunkedArray) -> list[str]:
@@ -233,27 +244,34 @@ def _kind(cell: str, looks: bool) -> str:
 
 def _by_existence(
     table: pa.Table,
-    layout: Layout,
-    modalities: frozenset[Modality] | None,
-    exists: Callable[[str], bool],
-    source: str,
+    roles: Sequence[str],
+    modalities: frozenset[Modality],
+    exist: Callable[[Sequence[str]], bool],
 ) -> Things:
-    """Of columns of unknown role, for a model without texts: those whose files are there."""
+    """The columns whose first cells are names of files that are there.
+
+    For a model without texts the first one is enough, so that a later file that is missing is said
+    with its row.
+    """
     found: Things = {}
-    undecided = [role for role in UNDECIDED if role in table.column_names]
-    for role in undecided:
-        address = table[role][0].as_py()
-        modality = modality_of_address(address, modalities)
-        if modality is not None and exists(address):
+    for role in roles:
+        cells = table[role].slice(0, _LOOKED_FOR if "text" in modalities else 1).to_pylist()
+        modality = modality_of_address(cells[0], modalities)
+        if modality is not None and exist(cells):
             found[role] = modality
-    if not found:
-        names = " and ".join(f"'{layout.columns[role]}'" for role in undecided)
-        cells = " and ".join(quoted(table[role][0].as_py()) for role in undecided)
-        raise DataError(
-            f"{source}: the model takes {' and '.join(sorted(modalities or ()))}, but neither of "
-            f"the columns {names} holds addresses of files. The first row has {cells}."
-        )
     return found
+
+
+def _no_things(
+    table: pa.Table, layout: Layout, modalities: frozenset[Modality], source: str
+) -> DataError:
+    undecided = [role for role in UNDECIDED if role in table.column_names]
+    names = " and ".join(f"'{layout.columns[role]}'" for role in undecided)
+    cells = " and ".join(quoted(table[role][0].as_py()) for role in undecided)
+    return DataError(
+        f"{source}: the model takes {' and '.join(sorted(modalities))}, but neither of the columns "
+        f"{names} holds addresses of files. The first row has {cells}."
+    )
 
 
 def _check_label(table: pa.Table, layout: Layout, source: str) -> None:

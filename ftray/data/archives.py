@@ -31,6 +31,10 @@ MAX_MEMBER_BYTES = 256 << 20
 MAX_RATIO = 200
 RATIO_FROM_BYTES = 100 << 20
 """Less than this is no danger, however well it is compressed."""
+MAX_FACTS_BYTES = 1 << 20
+"""Of what a tar says of one file (a long name, PAX headers), which is read as a whole."""
+MAX_ALL_FACTS_BYTES = 256 << 20
+MAX_NAME_CHARS = 4096
 
 _DRIVE = re.compile(r"[a-zA-Z]:")
 
@@ -167,17 +171,63 @@ class _Zip(Archive):
                     yield name, archive.read(info)  # no more than the size that was checked
 
 
+_FACTS = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
+
+
+class _TarInfo(tarfile.TarInfo):
+    """A member that is refused before tarfile reads what would fill the memory."""
+
+    def _proc_member(self, archive: _TarFile) -> tarfile.TarInfo:
+        # tarfile asks this of every header; it reads names and PAX headers whole, whatever their
+        # size, and the maps of sparse files block by block without an end.
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            raise _sparse(archive, self)
+        if self.type in _FACTS:
+            archive.facts += self.size
+            for size, valid, of in (
+                (self.size, MAX_FACTS_BYTES, "of one file"),
+                (archive.facts, MAX_ALL_FACTS_BYTES, "of its files"),
+            ):
+                if not 0 <= size <= valid:
+                    raise DataError(
+                        f"{archive.name!s}: {_mb(size)} of names and headers {of}, which are not "
+                        f"read. Valid: up to {_mb(valid)}."
+                    )
+        found: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
+        return found
+
+    def _proc_gnusparse_10(self, info: tarfile.TarInfo, facts: object, archive: _TarFile) -> None:
+        raise _sparse(archive, info)
+
+
+def _sparse(archive: tarfile.TarFile, info: tarfile.TarInfo) -> DataError:
+    return DataError(f"{archive.name!s}, '{info.name[:120]}': a sparse file, which is not read.")
+
+
+class _TarFile(tarfile.TarFile):
+    """A tar of such members; `facts` is how many bytes of names and PAX headers were read."""
+
+    tarinfo = _TarInfo
+    members: list[tarfile.TarInfo]
+    facts = 0
+
+
 class _Tar(Archive):
     def _members(self) -> Iterator[_Member]:
-        with tarfile.open(self.path) as archive:
-            for info in archive:
+        with _TarFile.open(self.path) as archive:
+            while (info := archive.next()) is not None:
+                archive.members.clear()  # each would keep its PAX headers
                 if not info.isdir():
                     odd = None if info.isreg() else _kind_of(info)
                     yield _Member(name=info.name, size=info.size, packed=None, odd=odd)
 
     def _contents(self, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
-        with tarfile.open(self.path) as archive:
-            for info in archive:
+        with _TarFile.open(self.path) as archive:
+            while (info := archive.next()) is not None:
+                archive.members.clear()
                 name = posixpath.normpath(info.name)
                 file = archive.extractfile(info) if name in wanted and info.isreg() else None
                 if file is not None:
@@ -198,7 +248,7 @@ def _odd_name(name: str) -> str | None:
         return "an absolute path"
     if ".." in PurePosixPath(name.replace("\\", "/")).parts:
         return "a path with '..'"
-    return None
+    return f"a name of {len(name):,} characters" if len(name) > MAX_NAME_CHARS else None
 
 
 def _odd_info(info: zipfile.ZipInfo) -> str | None:

@@ -21,7 +21,7 @@ from ftray.errors import DataError
 from ftray.media import MARK
 from ftray.words import counted
 
-__all__ = ["PARTS", "BeirFolder", "is_beir", "is_like_beir", "read_corpus", "read_folder"]
+__all__ = ["PARTS", "BeirFolder", "is_like_beir", "read_corpus", "read_folder"]
 
 PARTS = ("corpus.jsonl", "queries.jsonl", "qrels")
 
@@ -48,11 +48,6 @@ class BeirFolder:
     documents: npt.NDArray[np.int64]
     grades: npt.NDArray[np.float32]
     notes: tuple[str, ...]
-
-
-def is_beir(folder: Path) -> bool:
-    """Whether the folder holds a corpus, queries and judgements."""
-    return all((folder / name).exists() for name in PARTS)
 
 
 def is_like_beir(folder: Path) -> bool:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
 
 import pyarrow as pa
 
-from ftray.data.addresses import POINT_SUFFIXES
 from ftray.data.columns import Layout
 from ftray.data.files import Files
 from ftray.data.loading import Loaded
-from ftray.data.pictures import IMAGE_SUFFIXES
+from ftray.data.pictures import IMAGE_SUFFIXES, POINT_SUFFIXES
 from ftray.errors import DataError
 from ftray.media import Modality, reference
 from ftray.words import counted
@@ -33,13 +33,28 @@ _VALID = (
 
 
 def files_below(folder: Path) -> list[str]:
-    """The files below a folder by their names in it, hidden ones left out, sorted."""
+    """The files below a folder by their names in it, hidden ones left out, sorted.
+
+    Links are followed, but not to a folder that one is in already.
+
+    Raises:
+        DataError: for a folder in it that cannot be read.
+    """
     names: list[str] = []
-    for where, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    around = {os.fspath(folder): frozenset((os.path.realpath(folder),))}
+    for where, folders, files in os.walk(folder, onerror=_unreadable, followlinks=True):
+        above = around.pop(where)
+        paths = {name: os.path.join(where, name) for name in folders if not name.startswith(".")}
+        real = {name: os.path.realpath(path) for name, path in paths.items()}
+        folders[:] = [name for name in paths if real[name] not in above]
+        around |= {paths[name]: above | {real[name]} for name in folders}
         inside = Path(where).relative_to(folder)
         names += [(inside / name).as_posix() for name in files if not name.startswith(".")]
     return sorted(names)
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise DataError(f"The folder '{error.filename}' cannot be read: {error.strerror}.") from None
 
 
 def caption_file(names: Iterable[str]) -> str | None:
@@ -51,14 +66,17 @@ def caption_file(names: Iterable[str]) -> str | None:
 def load_classes(names: Sequence[str], files: Files, *, source: str, where: str) -> Loaded:
     """Images or point clouds with their folders for labels.
 
+    What is only to be encoded needs no labels; an index may have none: if no file lies in a folder,
+    there are none.
+
     Args:
         names: the files, by their names in the folder.
         files: where they are.
         source: the folder, for messages.
-        where: the setting it was given in.
+        where: the setting it was given in; "data" is to be encoded, "index_data" is an index.
 
     Raises:
-        DataError: for a folder without class folders.
+        DataError: for a folder without class folders where labels are needed.
     """
     kinds = {name: _modality(name) for name in names}
     items = [name for name, modality in kinds.items() if modality is not None]
@@ -68,6 +86,17 @@ def load_classes(names: Sequence[str], files: Files, *, source: str, where: str)
             f"queries.jsonl and qrels/*.tsv; nor does it hold images or point clouds. {_VALID}"
         )
     loose = [name for name in items if "/" not in name]
+    cells = [reference(kinds[name] or "image", name) for name in items]
+    others = len(names) - len(items)
+    notes = [f"{counted(others, 'file')} of other kinds not read"] if others else []
+    if where == "data" or (where == "index_data" and len(loose) == len(items)):
+        return Loaded(
+            layout=Layout(kind="items", columns={"item": "file"}),
+            table=pa.table({"item": cells}),
+            unit="file",
+            notes=tuple(notes),
+            files=files,
+        )
     if loose:
         raise DataError(
             f"{where}: '{source}' holds '{loose[0]}' outside of any class folder"
@@ -80,15 +109,12 @@ def load_classes(names: Sequence[str], files: Files, *, source: str, where: str)
             f"{where}: '{source}' holds splits, {', '.join(distinct)}, and not classes. Give one, "
             f"as '{os.path.join(source, distinct[0])}'."
         )
-    notes = [f"labels are the folders: {', '.join(distinct[:5])}{', …' if distinct[5:] else ''}"]
-    if others := len(names) - len(items):
-        notes.append(f"{counted(others, 'file')} of other kinds not read")
-    cells = [reference(kinds[name] or "image", name) for name in items]
+    shown = f"{', '.join(distinct[:5])}{', …' if distinct[5:] else ''}"
     return Loaded(
         layout=Layout(kind="labelled", columns={"item": "file", "label": "folder"}),
         table=pa.table({"item": cells, "label": labels}),
         unit="file",
-        notes=tuple(notes),
+        notes=(f"labels are the folders: {shown}", *notes),
         files=files,
     )
 

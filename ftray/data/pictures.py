@@ -1,4 +1,4 @@
-"""Images as they lie in data: what bytes are, arrays to PNG, and what cannot be decoded."""
+"""Images as they lie in data: what bytes and files are, pixels to PNG, what cannot be decoded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +20,18 @@ from ftray.media import Media, Modality
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["IMAGE_SUFFIXES", "array_as_png", "broken", "image_as_png", "modality_of_bytes"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "POINT_SUFFIXES",
+    "array_as_png",
+    "broken",
+    "image_as_png",
+    "modality_of_address",
+    "modality_of_bytes",
+]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff")
+POINT_SUFFIXES = (".off", ".npy")
 
 CHECKED_FILES = 20_000
 """So many images are opened before training; of more, so many from all over the data."""
@@ -49,16 +60,56 @@ def modality_of_bytes(start: bytes) -> Modality | None:
     return next((modality for known, modality in _STARTS if start.startswith(known)), None)
 
 
-def image_as_png(image: Image) -> bytes:
-    """An image of PIL's as a file without loss, turned as its EXIF data says."""
+def modality_of_address(address: str, modalities: frozenset[Modality] | None) -> Modality | None:
+    """What lies at an address, by its ending, or else as the only thing the model takes.
+
+    None where neither tells. A .npy file holds an array of any kind.
+    """
+    things = (modalities or frozenset()) - {"text"}
+    path = urlsplit(address).path if "://" in address[:12] else address
+    suffix = PurePosixPath(path).suffix.lower()
+    if suffix in IMAGE_SUFFIXES or address[:5].lower() == "data:":
+        return "image"
+    if suffix in POINT_SUFFIXES and (suffix != ".npy" or len(things) != 1):
+        return "points"
+    return next(iter(things)) if len(things) == 1 else None
+
+
+def image_as_png(image: Image, place: str) -> bytes:
+    """An image of PIL's as a file, turned as its EXIF data says.
+
+    Nothing is lost of up to 16 bits a channel; grey of 32 bits is cut off at 65,535.
+
+    Raises:
+        DataError: for pixels that are floats, and for an image that cannot be decoded.
+    """
     from PIL import ImageOps
 
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode not in _PNG_MODES:
-        upright = upright.convert("RGBA" if "A" in upright.getbands() else "RGB")
-    file = io.BytesIO()
-    upright.save(file, "PNG", compress_level=1)
+    if image.mode == "F":
+        raise DataError(
+            f"{place}: an image of PIL's with floating-point pixels (mode F), whose range is not "
+            "known. Convert it to 8 or 16 bits, or give an array of floats from 0 to 1."
+        )
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):
+            upright = _grey_of_16_bits(upright)
+        elif upright.mode not in _PNG_MODES:
+            upright = upright.convert("RGBA" if "A" in upright.getbands() else "RGB")
+        file = io.BytesIO()
+        upright.save(file, "PNG", compress_level=1)
+    except Exception as error:  # decoders raise whatever broken bytes make them stumble over
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{place}: an image of PIL's that cannot be decoded ({reason}).") from None
     return file.getvalue()
+
+
+def _grey_of_16_bits(image: Image) -> Image:
+    """Deep grey of any byte order, which PIL would cut off at 255, as PNG holds it."""
+    from PIL import Image as images
+
+    pixels = np.clip(np.asarray(image).astype(np.int64), 0, 0xFFFF).astype(np.uint16)
+    return images.fromarray(pixels)
 
 
 def array_as_png(array: npt.NDArray[Any], place: str) -> tuple[bytes, bool]:
@@ -93,7 +144,7 @@ def array_as_png(array: npt.NDArray[Any], place: str) -> tuple[bytes, bool]:
             f"{place}: an image of {array.dtype}. Valid: whole numbers from 0 to 255, or floats "
             "from 0 to 1."
         )
-    return image_as_png(Image.fromarray(pixels.astype(np.uint8))), scaled
+    return image_as_png(Image.fromarray(pixels.astype(np.uint8)), place), scaled
 
 
 def _channels_last(array: npt.NDArray[Any], place: str) -> npt.NDArray[Any]:

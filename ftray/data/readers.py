@@ -8,7 +8,7 @@ things alone; texts, images, points or features), checks every row and every fil
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -34,7 +34,7 @@ from ftray.data.distinct import Coded, code
 from ftray.data.files import Files, LocalFiles
 from ftray.data.loading import Loaded, Unit
 from ftray.data.resolving import Resolver
-from ftray.data.roles import decided, implied, oriented
+from ftray.data.roles import decided, implied, named_things, oriented
 from ftray.data.sources import Request, described, load
 from ftray.data.tables import let_pages_go
 from ftray.data.values import TEXTS, Values
@@ -63,6 +63,9 @@ class Records:
         unit: what `positions` counts: lines, rows and records from 1, the index of a list from 0.
         positions: where each row stands in the source; None = they count on from the first.
         blobs: contents of things that are no texts and lie in no file; see `ftray.media`.
+        stable: references to files, to what stands for them in fingerprints, wherever they lie.
+        names: what the source calls the thing of each row, by role, where contents have names but
+            no file, as in an archive.
         coded: the cells as numbers, where that was done already.
     """
 
@@ -74,6 +77,8 @@ class Records:
     unit: Unit = "row"
     positions: pa.ChunkedArray | None = None
     blobs: Blobs = NO_BLOBS
+    stable: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, pa.ChunkedArray] = field(default_factory=dict)
     coded: Coded | None = None
 
     @property
@@ -207,6 +212,8 @@ class _Reading:
         notes += resolver.notes
         if self._modalities == TEXTS:
             notes += unread_addresses(table, layout.columns)
+        elif self._modalities is not None and not things:
+            notes.append(_without_things(self._modalities))
         cells = code(table, kind)
         notes += summary(table, kind, cells)
         find_conflicts = _CONFLICTS.get(kind)
@@ -221,6 +228,8 @@ class _Reading:
             unit=loaded.unit,
             positions=positions,
             blobs=blobs,
+            stable=resolver.stable,
+            names=resolver.names,
             coded=cells,
         )
 
@@ -236,13 +245,29 @@ class _Reading:
         if self._modalities != TEXTS:
             table, layout = oriented(table, layout, self._columns)
 
-        def exists(name: str) -> bool:
-            return files.sizes([files.located(name)]) != [None]
+        def exist(names: Sequence[str]) -> bool:
+            places = [place for place in (files, files.elsewhere()) if place is not None]
+            return any(
+                None not in place.sizes([place.located(name) for name in names]) for place in places
+            )
 
         things = things_in(
-            table, layout, self._modalities, exists=exists, place=place, source=source
+            table,
+            layout,
+            self._modalities,
+            named=named_things(layout, self._modalities),
+            exist=exist,
+            place=place,
+            source=source,
         )
         return table, layout, things
+
+
+def _without_things(modalities: frozenset[Modality]) -> str:
+    """What to say of texts alone, for a model that takes something else too."""
+    plurals = {"image": "images", "points": "point clouds", "features": "vectors"}
+    others = " or ".join(plurals[one] for one in sorted(modalities - TEXTS))
+    return f"no column holds {others}: only the text tower takes what is there"
 
 
 def _drawn(

@@ -6,8 +6,8 @@ Queries of equal label look for the same documents: these lists are kept once, b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -99,7 +99,10 @@ def sampled(data: RetrievalSet, size: int) -> RetrievalSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """The distinct texts of one column, and the position of each row's text among them."""
+    """The distinct texts of one column, and the position of each row's text among them.
+
+    `stable` is what stands for references to files in the fingerprint, see `Records`.
+    """
 
     texts: pa.Array
     ids: list[str]
@@ -107,6 +110,15 @@ class Side:
     own_ids: dict[str, int]  # every id of the source to its text; empty where it has none
     notes: tuple[str, ...] = ()
     blobs: Blobs = NO_BLOBS
+    stable: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def stable_texts(self) -> pa.ChunkedArray:
+        """The texts for the fingerprint, `(n,)`."""
+        if not self.stable:
+            return pa.chunked_array([self.texts])
+        cells = [self.stable.get(cell, cell) for cell in self.texts.to_pylist()]
+        return pa.chunked_array([pa.array(cells, self.texts.type)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,8 +173,7 @@ def assembled(
     arrays = (relevance.groups, relevance.starts, relevance.documents, grades, own)
     digest = hashlib.sha256()
     for side in (queries, documents):
-        texts = pa.chunked_array([side.texts])
-        table = pa.table({"text": texts, "id": pa.array(side.ids, pa.string())})
+        table = pa.table({"text": side.stable_texts, "id": pa.array(side.ids, pa.string())})
         digest.update(fingerprint("items", table).encode())
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())

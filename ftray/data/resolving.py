@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 from urllib.parse import unquote, urlsplit
@@ -40,6 +40,7 @@ class _Column:
         name: the column's name.
         role: its role; modality: what it holds.
         found: reference of each address that is done.
+        called: what the source calls contents that have no file, by address.
     """
 
     cells: pa.ChunkedArray
@@ -48,6 +49,7 @@ class _Column:
     role: str
     modality: Modality
     found: dict[str, str] = field(default_factory=dict)
+    called: dict[str, str] = field(default_factory=dict)
 
     def refuse(self, cell: str, what: str) -> NoReturn:
         row = pc.index(self.cells, cell).as_py()
@@ -79,6 +81,8 @@ class Resolver:
         self.notes: list[str] = []
         self.stable: dict[str, str] = {}
         """Reference to a file, to what stands for it in fingerprints: its name and its size."""
+        self.names: dict[str, pa.ChunkedArray] = {}
+        """What the source calls each row's thing, by role, where it has no file of its own."""
 
     def resolved(self, table: pa.Table, things: Things, names: Mapping[str, str]) -> pa.Table:
         """The table with references where addresses stood.
@@ -166,11 +170,10 @@ class Resolver:
             self._fetch(column, web)
         if local:
             self._read(column, local)
-        ordered = pa.array([column.found[cell] for cell in addresses], column.cells.type)
-        return pa.chunked_array(
-            [ordered.take(pc.index_in(chunk, value_set=distinct)) for chunk in column.cells.chunks],
-            ordered.type,
-        )
+        if column.called:
+            names = [column.called.get(cell, column.found[cell][2:]) for cell in addresses]
+            self.names[column.role] = _spread(names, distinct, column.cells)
+        return _spread([column.found[cell] for cell in addresses], distinct, column.cells)
 
     def _decoded(self, column: _Column, cell: str, address: str) -> bytes:
         parts = _DATA.fullmatch(address)
@@ -215,6 +218,7 @@ class Resolver:
             if isinstance(data, str):
                 column.refuse(cells[url], f"'{url[:_SHOWN]}': {data}")
             column.found[cells[url]] = self._encoded(column, cells[url], data)
+            column.called[cells[url]] = url
             self._names[column.found[cells[url]]] = url[:_SHOWN]
         self.notes.append(
             f"column '{column.name}': {counted(len(web), 'address', 'addresses')} fetched"
@@ -246,6 +250,7 @@ class Resolver:
             done = self._encoded(column, cells[place][0], data)
             self._names[done] = local[cells[place][0]]
             column.found.update(dict.fromkeys(cells[place], done))
+        column.called |= local
 
     def _stays(self, column: _Column) -> bool:
         """Whether points are read by the encoder, and not here."""
@@ -260,6 +265,13 @@ class Resolver:
             return self._files
         self.notes.append(f"column '{column.name}': files are relative to the working directory")
         return elsewhere
+
+
+def _spread(values: Sequence[str], distinct: pa.Array, cells: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A value for each cell; `values` has one for each of the `distinct` cells."""
+    ordered = pa.array(values, cells.type)
+    chunks = [ordered.take(pc.index_in(chunk, value_set=distinct)) for chunk in cells.chunks]
+    return pa.chunked_array(chunks, ordered.type)
 
 
 def _file_name(image: Media) -> str | None:

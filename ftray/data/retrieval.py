@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,9 +181,16 @@ def _side(records: Records, column: str) -> Side:
     encoded = cells.combine_chunks().dictionary_encode()
     texts = encoded.dictionary
     rows = encoded.indices.to_numpy().astype(np.int64)
-    numbered = [str(i) for i in range(len(texts))]
+    plain = Side(
+        texts=texts,
+        ids=[str(i) for i in range(len(texts))],
+        rows=rows,
+        own_ids={},
+        blobs=records.blobs,
+        stable=records.stable,
+    )
     if "id" not in records.table.column_names or column == "document":
-        return Side(texts=texts, ids=numbered, rows=rows, own_ids={}, blobs=records.blobs)
+        return plain
     given = records.table["id"].to_pylist()
     own_ids: dict[str, int] = {}
     first_row: dict[str, int] = {}
@@ -192,21 +200,13 @@ def _side(records: Records, column: str) -> Side:
             continue
         if records.kind in ("pairs", "triplets"):
             note = f"the ids of {records.source} are not those of its queries, and not used"
-            return Side(
-                texts=texts,
-                ids=numbered,
-                rows=rows,
-                own_ids={},
-                notes=(note,),
-                blobs=records.blobs,
-            )
+            return replace(plain, notes=(note,))
         raise DataError(
             f"{records.place(row)}: the id '{ident}' stands for another text at "
             f"{records.place(first_row[ident])}."
         )
     _, firsts = np.unique(rows, return_index=True)
-    ids = [given[row] for row in firsts]
-    return Side(texts=texts, ids=ids, rows=rows, own_ids=own_ids, blobs=records.blobs)
+    return replace(plain, ids=[given[row] for row in firsts], own_ids=own_ids)
 
 
 def _labelled(records: Records, index: Records | None) -> RetrievalSet:

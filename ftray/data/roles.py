@@ -12,13 +12,14 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ftray.data.addresses import SAMPLE, Things, looks_like_address
+from ftray.data.addresses import SAMPLE, Named, Things, looks_like_address
 from ftray.data.cleaning import guessed_kind, guessed_three
 from ftray.data.columns import ROLES_OF, TELLING, Kind, Layout
-from ftray.data.values import TEXTS
+from ftray.data.values import PLAIN_ROLES, TEXTS
 from ftray.media import MARK, Modality
 
-__all__ = ["CAPTION_NAMES", "FILE_NAMES", "THING_NAMES", "decided", "implied", "oriented"]
+__all__ = ["CAPTION_NAMES", "FILE_NAMES", "THING_NAMES", "decided", "implied", "named_things"]
+__all__ += ["oriented"]
 
 THING_NAMES = (
     *("image", "images", "img", "photo", "picture", "image_path", "img_path", "image_file"),
@@ -35,6 +36,15 @@ FILE_NAMES = (
 
 CAPTION_NAMES = ("text", "caption", "title", "name", "description", "sentence", "alt", "alt_text")
 """The text of an image, the first of these that there is."""
+
+_OTHERS: dict[str, Modality] = {
+    "mesh": "points",
+    "point_cloud": "points",
+    "points": "points",
+    "features": "features",
+    "vector": "features",
+}
+"""What the `THING_NAMES` name that are not of images."""
 
 _LABEL_CHARS = 50
 
@@ -90,6 +100,26 @@ def _thing(names: Sequence[str], modalities: frozenset[Modality] | None) -> str 
     if takes_things or _first(names, (*CAPTION_NAMES, *TELLING["item"])) is None:
         return _first(names, FILE_NAMES)
     return None
+
+
+def named_things(layout: Layout, modalities: frozenset[Modality] | None) -> Named:
+    """The columns that are no texts by their names, whatever their cells look like, by role.
+
+    There are none where the model is not known, or takes texts alone.
+
+    Returns:
+        What each holds; None = one of the things that the model takes.
+    """
+    found: Named = {}
+    for role, column in layout.columns.items():
+        name = column.lower()
+        if modalities is None or modalities == TEXTS or role in PLAIN_ROLES:
+            continue
+        if name in FILE_NAMES:
+            found[role] = None
+        elif name in THING_NAMES and (held := _OTHERS.get(name, "image")) in modalities:
+            found[role] = held
+    return found
 
 
 def _named_pair(names: Sequence[str]) -> bool:

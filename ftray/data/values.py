@@ -19,7 +19,14 @@ import numpy.typing as npt
 
 from ftray.clouds import read_cloud, sampled_surface, to_npy_bytes
 from ftray.config import CsvOptions
-from ftray.data.pictures import array_as_png, image_as_png, modality_of_bytes
+from ftray.data.pictures import (
+    IMAGE_SUFFIXES,
+    POINT_SUFFIXES,
+    array_as_png,
+    image_as_png,
+    modality_of_address,
+    modality_of_bytes,
+)
 from ftray.errors import DataError
 from ftray.media import MARK, BlobBuilder, Modality, reference
 
@@ -71,7 +78,8 @@ class Values:
             DataError: for any other value, or one that cannot be what it is taken for.
         """
         if isinstance(value, os.PathLike):
-            value = os.fspath(value)
+            address = os.fsdecode(value)
+            return plain(address, place) if role in PLAIN_ROLES else self.path(address, place)
         if value is None or isinstance(value, str | bool | int | float | np.generic):
             return typed_address(value) or plain(value, place)
         if role in PLAIN_ROLES:
@@ -81,14 +89,37 @@ class Values:
         if isinstance(value, Mapping) and {"bytes", "path"} >= set(value):
             return self.stored(value.get("bytes"), value.get("path"), role, place)
         if _is_picture(value):
-            return self.blobs.add("image", image_as_png(value))
+            return self.blobs.add("image", image_as_png(value, place))
         return self.array(_as_array(value, place), role, place)
+
+    def path(self, address: str, place: str) -> str:
+        """A path that is an object, and so no text; what is there, its ending or the model says.
+
+        Raises:
+            DataError: if neither does, or the model does not take it.
+        """
+        if self.modalities == TEXTS:
+            raise DataError(
+                f"{place}: '{address}' is a path, but the model takes text. Give the text that is "
+                "in the file, or, if the name is the text, the name as a str."
+            )
+        modality = modality_of_address(address, self.modalities)
+        if modality is None:
+            raise DataError(
+                f"{place}: what the path '{address}' is, neither its ending tells nor the model. "
+                f"Images end in {', '.join(IMAGE_SUFFIXES)}; points in {', '.join(POINT_SUFFIXES)}."
+            )
+        self._check_taken(modality, place)
+        return reference(modality, address)
 
     def stored(self, data: Any, path: str | None, role: str, place: str) -> str | None:
         """An image as Hugging Face's data sets hold it: its bytes, else its file."""
         if data is not None:
             return self.encoded(data, role, place)
-        return reference("image", path) if path else None
+        if not path:
+            return None
+        self._check_taken("image", place)
+        return reference("image", path)
 
     def encoded(
         self, data: bytes | memoryview, role: str, place: str, *, taken_for: Modality | None = None
@@ -243,7 +274,9 @@ def _as_array(value: Any, place: str) -> npt.NDArray[Any]:
 def _numpy_array(data: bytes, place: str) -> npt.NDArray[Any]:
     """An array from the bytes of a .npy file; nothing is unpickled."""
     try:
-        array: npt.NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
+        # Not np.load, which opens archives (.npz) and pickles as well.
+        file = io.BytesIO(data)
+        array: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
     except (ValueError, EOFError, OSError, MemoryError) as error:
         raise DataError(f"{place}: a .npy file that cannot be read ({error}).") from None
     if array.dtype.kind not in "biuf":

@@ -247,7 +247,7 @@ def test_columns_of_other_names(cli, tiny_model, folder, labelled_rows):
     assert done.code == 0 and json.loads(done.out)["hit_at_k"] > 0
     done = cli("encode", tiny_model, "odd.csv", "-o", "out.parquet", "--column", "item=Body")
     assert done.code == 0
-    texts = pq.read_table("out.parquet")["text"].to_pylist()
+    texts = pq.read_table("out.parquet")["item"].to_pylist()
     assert texts == [row["text"] for row in labelled_rows]
 
 
@@ -264,7 +264,7 @@ def test_encode_writes_parquet_and_npy_and_overwrites_neither(
     table = pq.read_table(folder / "out.parquet")
     vectors = np.load(folder / "out.npy")
     texts = [row["text"] for row in labelled_rows]
-    assert table["text"].to_pylist() == texts
+    assert table["item"].to_pylist() == texts
     assert np.array_equal(np.array(table["embedding"].to_pylist(), np.float32), vectors)
     assert np.allclose(vectors, ftray.encode(str(tiny_model), texts), atol=1e-6)
     assert sorted(p.name for p in folder.iterdir()) == ["out.npy", "out.parquet"]

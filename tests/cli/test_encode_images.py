@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,24 @@ def test_images_of_a_csv_are_encoded_and_named_by_their_files(cli, folder):
     assert done.code == 0, done.err
     table = pq.read_table("out.parquet")
     paths = [str(folder / name) for name in names]
-    assert table["text"].to_pylist() == paths
+    assert table["item"].to_pylist() == paths
     vectors = np.array(table["embedding"].to_pylist(), np.float32)
     assert np.allclose(vectors, ftray.encode(str(model), paths), atol=1e-6)
+
+
+def test_images_of_an_archive_are_named_as_in_it_and_need_no_classes(cli, folder):
+    model = tiny_image_model(folder / "model")
+    names = ["b.png", "a/1.png"]
+    with zipfile.ZipFile("images.zip", "w") as archive:
+        for name, image in zip(names, random_pictures(2), strict=True):
+            archive.writestr(name, image.read())
+    done = cli("encode", model, "images.zip", "-o", "out.parquet")
+    assert done.code == 0, done.err
+    table = pq.read_table("out.parquet")
+    assert table["item"].to_pylist() == sorted(names)
+    vectors = np.array(table["embedding"].to_pylist(), np.float32)
+    wanted = ftray.encode(str(model), [image.read() for image in random_pictures(2)])
+    assert np.allclose(vectors, wanted[::-1], atol=1e-6)
 
 
 @pytest.fixture

@@ -171,6 +171,9 @@ def test_texts_among_vectors_are_refused() -> None:
 
 
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    np.savez(tmp_path / "0.npz", np.arange(3.0))
+    message = refused(csv(tmp_path / "z.csv", ["file,label", "0.npz,a"]), modalities=FEATURES)
+    assert "z.csv, line 2" in message and "a .npy file that cannot be read (" in message
     np.save(tmp_path / "0.npy", np.array([{"a": 1}], object), allow_pickle=True)
     path = csv(tmp_path / "t.csv", ["file,label", "0.npy,a"])
     for modalities in (FEATURES, POINTS):

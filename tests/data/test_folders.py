@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import stat
 import tarfile
 import zipfile
@@ -13,7 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ftray.data.inputs import read_contents
 from ftray.data.readers import read_records
+from ftray.data.retrieval import retrieval_set
 from tests.data.pictured import (
     BOTH,
     IMAGE,
@@ -65,6 +68,66 @@ def test_class_folders_are_labels(classes: Path) -> None:
     assert "1 file of other kinds not read" in records.notes
     assert "4 images with 2 labels" in records.notes
     assert np.array_equal(shown_pixels(cells(records, "item")[0]), pixels(0))
+
+
+def test_linked_class_folders_are_followed_and_loops_left(classes: Path, tmp_path: Path) -> None:
+    elsewhere = pictures(tmp_path / "elsewhere", ["a/4.png", "5.png"])
+    (classes / "owl").symlink_to(elsewhere)
+    (classes / "dog/old/again").symlink_to(classes)
+    (classes / "dog/6.png").symlink_to(classes / "cat/0.png")
+    records = read_records(classes, modalities=IMAGE)
+    assert rows(records) == [
+        *LABELLED[:3],
+        ("6.png", "dog"),
+        LABELLED[3],
+        ("5.png", "owl"),
+        ("4.png", "owl"),
+    ]
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    classes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = os.scandir
+
+    def closed(path: str) -> Any:
+        if path.endswith("dog"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)  # the tests may run as root, who may read all
+    message = refused(classes)
+    assert message == f"The folder '{classes}/dog' cannot be read: Permission denied."
+
+
+def test_what_is_encoded_needs_no_class_folders(classes: Path, tmp_path: Path) -> None:
+    flat = pictures(tmp_path / "flat", ["a.png", "b.png"])
+    splits = pictures(tmp_path / "splits", ["train/cat/0.png", "test/cat/1.png"])
+    (classes / "5.png").write_bytes(encoded(5))
+    for folder, count in ((flat, 2), (splits, 2), (classes, 5)):
+        assert "Valid: a folder for each class" in refused(folder) or folder == splits
+        items, names = read_contents(folder, modalities=IMAGE)
+        assert len(items) == count and {one.modality for one in items} == {"image"}
+        assert names == [one.address for one in items]
+        assert names == sorted(str(path) for path in folder.rglob("*.png"))
+
+
+def test_an_index_may_be_a_folder_without_classes(tmp_path: Path) -> None:
+    flat = pictures(tmp_path / "flat", ["a.png", "b.png", "c.png"])
+    pairs = csv(tmp_path / "pairs.csv", ["text,image", "red,flat/a.png", "blue,flat/c.png"])
+    found = retrieval_set(pairs, flat, modalities=BOTH)
+    assert len(found.document_ids) == 3
+    assert [found.relevant(query)[0].tolist() for query in range(2)] == [[0], [2]]
+
+
+@pytest.mark.parametrize("pack", ["zip", "tar.gz"])
+def test_images_of_an_archive_are_called_as_in_it(classes: Path, tmp_path: Path, pack: str) -> None:
+    (classes / "dog/7.png").write_bytes((classes / "cat/0.png").read_bytes())  # equal to another
+    make: Callable[..., Path] = zipped if pack == "zip" else tarred
+    items, names = read_contents(make(classes, tmp_path / f"p.{pack}"), modalities=IMAGE)
+    assert names == ["cat/0.png", "cat/1.png", "dog/3.png", "dog/7.png", "dog/old/2.png"]
+    assert items[0] == items[3] and items[0].address.startswith("sha256:")
+    assert np.array_equal(shown_pixels(items[4]), pixels(2))
 
 
 def test_class_folders_of_meshes(tmp_path: Path) -> None:
@@ -237,6 +300,73 @@ def test_paths_out_of_an_archive_are_refused(
 def test_links_and_devices_in_a_tar_are_refused(tmp_path: Path, kind: bytes, why: str) -> None:
     path = with_member(tmp_path / "p.tar", "cat/1.png", kind=kind, link="/etc/passwd")
     assert refused(path) == f"{path}, 'cat/1.png': {why}, which is not read."
+
+
+def fact(path: Path, kind: bytes, content: bytes, times: int = 1) -> Path:
+    """A tar of one image whose name or PAX header is large."""
+    with tarfile.open(path, "w:gz") as archive:
+        for number in range(times):
+            info = tarfile.TarInfo("././@LongLink")
+            info.type, info.size = kind, len(content)
+            whole = content + bytes(-len(content) % tarfile.BLOCKSIZE)
+            archive.fileobj.write(info.tobuf(tarfile.GNU_FORMAT) + whole)  # type: ignore[union-attr]
+            archive.offset += tarfile.BLOCKSIZE + len(whole)
+            image = tarfile.TarInfo(f"cat/{number}.png")
+            image.size = len(encoded(0))
+            archive.addfile(image, io.BytesIO(encoded(0)))
+    return path
+
+
+def header(size: int) -> bytes:
+    """A PAX header of one comment."""
+    return f"{size} comment=".encode().ljust(size - 1, b"x") + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        (tarfile.GNUTYPE_LONGNAME, b"cat/" + b"a" * (2 << 20)),
+        (tarfile.GNUTYPE_LONGLINK, b"a" * (2 << 20)),
+        (tarfile.XHDTYPE, header(2 << 20)),
+        (tarfile.XGLTYPE, header(2 << 20)),
+    ],
+)
+def test_long_names_and_headers_of_a_tar_are_no_bombs(
+    tmp_path: Path, kind: bytes, content: bytes
+) -> None:
+    path = fact(tmp_path / "p.tar.gz", kind, content)
+    assert path.stat().st_size < 10_000
+    message = refused(path)
+    assert message == (
+        f"{path}: 2 MB of names and headers of one file, which are not read. Valid: up to 1 MB."
+    )
+
+
+def test_headers_of_many_files_are_no_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = fact(tmp_path / "p.tar.gz", tarfile.XHDTYPE, header(60_000), times=4)
+    assert len(read_records(path).table) == 4
+    monkeypatch.setattr("ftray.data.archives.MAX_ALL_FACTS_BYTES", 200_000)
+    assert "of names and headers of its files, which are not read" in refused(path)
+
+
+def test_long_names_are_refused(tmp_path: Path) -> None:
+    name = b"cat/" + b"a" * 5000
+    path = fact(tmp_path / "p.tar.gz", tarfile.GNUTYPE_LONGNAME, name)
+    assert "a name of 5,004 characters, which is not read" in refused(path)
+    path = fact(tmp_path / "p.tar.gz", tarfile.GNUTYPE_LONGNAME, b"cat/" + b"a" * 300 + b".png")
+    assert read_records(path).table["label"].to_pylist() == ["cat"]
+
+
+def test_sparse_files_of_a_tar_are_refused(tmp_path: Path) -> None:
+    """Their maps are read block by block, without an end."""
+    path = with_member(tmp_path / "p.tar", "cat/1.png", kind=tarfile.GNUTYPE_SPARSE)
+    assert refused(path) == f"{path}, 'cat/1.png': a sparse file, which is not read."
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("cat/1.png")
+        member.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+        member.size = 512
+        tar.addfile(member, io.BytesIO(b"1\n0\n0\n".ljust(512, b"\0")))
+    assert refused(path) == f"{path}, 'cat/1.png': a sparse file, which is not read."
 
 
 def test_links_in_a_zip_are_refused(tmp_path: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from PIL import Image
 from ftray.data.dataset import train_set
 from ftray.data.evaluation import evaluation_data
 from ftray.data.readers import read_records
+from ftray.data.retrieval import retrieval_set
+from ftray.models.pictures import decoded
 from tests.data.pictured import (
     BOTH,
     IMAGE,
@@ -128,6 +131,76 @@ def test_without_texts_every_string_is_an_address(tmp_path: Path) -> None:
     assert rows(read_records(bare, modalities=IMAGE)) == [("one", "a"), ("two.bin", "b")]
 
 
+@pytest.mark.parametrize(
+    ("columns", "given"),
+    [
+        ("text,image", {}),
+        ("caption,path", {}),
+        ("text,photo", {"columns": {"query": "text", "document": "photo"}}),
+        ("satz,bild", {"columns": {"query": "satz", "document": "bild"}}),  # the files are there
+        ("satz,bild", {}),
+    ],
+)
+def test_columns_of_images_are_images_whatever_their_files_are_called(
+    tmp_path: Path, columns: str, given: Any
+) -> None:
+    pictures(tmp_path, ["0_0", "0_1.avif"])
+    path = csv(tmp_path / "t.csv", [columns, "a red shoe,0_0", "a blue shoe,0_1.avif"])
+    records = read_records(path, modalities=BOTH, **given)
+    assert rows(records) == [("a red shoe", "0_0"), ("a blue shoe", "0_1.avif")]
+    assert [one.modality for one in cells(records, "document")] == ["image", "image"]
+    assert not [note for note in records.notes if "text tower" in note]
+
+
+def test_addresses_without_an_ending_are_read_in_the_working_directory_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures(tmp_path, ["0", "1"])
+    (tmp_path / "lists").mkdir()
+    monkeypatch.chdir(tmp_path)
+    path = csv(tmp_path / "lists/t.csv", ["satz,bild", "red,0", "blue,1"])
+    images = cells(read_records(path, modalities=BOTH), "document")
+    assert [one.address for one in images] == [str(tmp_path / name) for name in "01"]
+
+
+def test_an_address_in_the_web_needs_no_ending_in_a_column_of_images() -> None:
+    source = [{"text": "a red shoe", "image": "https://cdn.example/1"}]
+    assert "index 0: 'https://cdn.example/1' is in the web" in refused(source, modalities=BOTH)
+
+
+def test_a_column_that_is_named_as_what_the_model_does_not_take_may_hold_texts() -> None:
+    source = [{"query": "a shoe", "features": "red, leather"}]
+    given = {"query": "query", "document": "features"}
+    records = read_records(source, modalities=BOTH, columns=given)
+    assert rows(records) == [("a shoe", "red, leather")]
+
+
+def test_paths_that_are_objects_are_no_texts(tmp_path: Path) -> None:
+    pictures(tmp_path, ["0_0", "1.png"])
+    source = [(Path(tmp_path / "0_0"), "a red shoe"), (Path(tmp_path / "1.png"), "a blue shoe")]
+    records = read_records(source, modalities=BOTH)
+    assert rows(records) == [("a red shoe", "0_0"), ("a blue shoe", "1.png")]
+    frame = pd.DataFrame({"bild": [one for one, _ in source], "label": ["a", "b"]})
+    assert rows(read_records(frame, modalities=IMAGE)) == [("0_0", "a"), ("1.png", "b")]
+    labels = [{"image": encoded(0), "label": Path("a/b")}]
+    assert read_records(labels).table["label"].to_pylist() == ["a/b"]
+    message = refused(source[:1], modalities=TEXT)
+    assert f"index 0, 'column 1': '{tmp_path}/0_0' is a path, but the model takes text" in message
+    message = refused(source[:1])
+    assert f"what the path '{tmp_path}/0_0' is, neither its ending tells nor the model" in message
+
+
+def test_texts_alone_for_a_model_of_texts_and_images_are_said(folder: Path) -> None:
+    lines = ["text,label", "a red shoe,a", "a blue shoe,b"]
+    path = csv(folder / "t.csv", lines)
+    note = "no column holds images: only the text tower takes what is there"
+    assert note in read_records(path, modalities=BOTH).notes
+    for modalities in (None, TEXT):
+        assert note not in read_records(path, modalities=modalities).notes
+    images = csv(folder / "i.csv", ["image,text", "img/0.png,a red shoe"])
+    assert note not in read_records(images, modalities=BOTH).notes
+
+
 # ---------------------------------------------------------------- addresses
 
 
@@ -158,15 +231,30 @@ def test_data_addresses_hold_their_image(tmp_path: Path) -> None:
     )
 
 
-def test_fingerprints_tell_other_files_apart_and_other_folders_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "read",
+    [
+        read_records,
+        retrieval_set,
+        lambda path: retrieval_set(
+            path, csv(path.parent / "index.csv", ["image,label", "0.png,a"])
+        ),
+        lambda path: retrieval_set(
+            csv(path.parent / "pairs.csv", ["text,image", "red,0.png", "blue,1.png"])
+        ),
+    ],
+    ids=["training", "labelled", "labelled with an index", "pairs"],
+)
+def test_fingerprints_tell_other_files_apart_and_other_folders_not(
+    tmp_path: Path, read: Callable[[Path], Any]
+) -> None:
     def fingerprint(name: str, numbers: list[int]) -> str:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         for place, number in enumerate(numbers):
             (folder / f"{place}.png").write_bytes(encoded(number) + b"\0" * number)
-        return read_records(
-            csv(folder / "t.csv", ["image,label", "0.png,a", "1.png,b"])
-        ).fingerprint
+        path = csv(folder / "t.csv", ["image,label", "0.png,a", "1.png,b"])
+        return read(path).fingerprint
 
     assert fingerprint("one", [0, 1]) == fingerprint("two", [0, 1])
     assert fingerprint("two", [0, 2]) != fingerprint("one", [0, 1])
@@ -366,12 +454,34 @@ def test_legacy_matches_may_be_images(folder: Path) -> None:
 
 
 def test_grey_and_transparent_images_and_other_kinds_are_kept(tmp_path: Path) -> None:
-    for mode in ("1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "F"):
+    for mode in ("1", "L", "LA", "P", "RGBA", "CMYK", "I;16"):
         image = Image.new(mode, (3, 2))
         records = read_records([{"image": image, "label": "a"}])
         assert shown_pixels(cells(records, "item")[0]).shape == (2, 3, 3)
     for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF"):
         assert len(read_records([{"image": encoded(0, kind), "label": "a"}]).blobs) == 1
+
+
+def test_deep_pixels_of_pil_are_those_of_their_file(tmp_path: Path) -> None:
+    """Grey of more than 8 bits keeps its high byte in memory as it does on the disk."""
+    deep = np.array([[0, 255, 256], [0x8000, 0xABCD, 0xFFFF]])
+    wide = Image.fromarray(np.where(deep == 0xFFFF, 70_000, deep).astype(np.int32))
+    for image in (
+        Image.fromarray(deep.astype(np.uint16)),
+        Image.frombytes("I;16B", (3, 2), deep.astype(">u2").tobytes()),
+        wide,
+    ):
+        ((media,),) = (cells(read_records([{"image": image, "label": "a"}]), "item"),)
+        assert np.array_equal(np.asarray(decoded(media, "L")), deep >> 8), image.mode
+    assert wide.mode == "I"
+
+
+def test_pixels_of_pil_that_are_floats_or_damaged_are_refused() -> None:
+    message = refused([{"image": Image.new("F", (3, 2), 0.5), "label": "a"}])
+    assert message.startswith("a list of 1 record, index 0, 'image': an image of PIL's with float")
+    cut = Image.open(io.BytesIO(encoded(0)[:60]))
+    message = refused([{"image": cut, "label": "a"}])
+    assert "index 0, 'image': an image of PIL's that cannot be decoded (" in message
 
 
 # ---------------------------------------------------------------- what is wrong, and where
@@ -451,14 +561,18 @@ def test_large_data_is_opened_but_not_decoded(
     assert "line 18: the image 'img/x.png' is no image" in refused(path)
 
 
-@pytest.mark.parametrize("modalities", [None, BOTH])
-def test_a_text_among_images_is_named_with_its_row(folder: Path, modalities: Any) -> None:
-    message = refused(many(folder, "a red shoe"), modalities=modalities)
+def test_a_text_among_images_is_named_with_its_row(folder: Path) -> None:
+    path = many(folder, "a red shoe")
+    message = refused(path)
     assert "line 18: 'a red shoe' is of the kind 'text', but the column 'image' starts" in message
     assert "'image' at " in message and "Addresses end in .png" in message
+    message = refused(path, modalities=BOTH)  # which knows that the column holds images
+    assert "line 18: there is no file 'a red shoe' (column 'image')" in message
     source = [{"image": encoded(0), "label": "a"}, {"image": "hello", "label": "b"}]
-    message = refused(source, modalities=modalities)
+    message = refused(source)
     assert "index 1: 'hello' is of the kind 'text', but the column 'image' starts" in message
+    message = refused(source, modalities=BOTH)
+    assert "index 1: there is no file 'hello' (column 'image')" in message
 
 
 def test_points_among_images_are_named_with_their_row(folder: Path) -> None:

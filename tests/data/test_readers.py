@@ -12,7 +12,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from docarray.typing import ImageUrl
 
+from ftray.data.inputs import read_contents
 from ftray.data.readers import CsvOptions, Records, read_records
 from ftray.errors import DataError
 
@@ -403,3 +405,18 @@ def test_banking77_and_medquad_are_read_as_they_are() -> None:
     assert "10,003 texts with 77 labels" in banking.notes
     medquad = read_records(data / "medquad" / "train.csv")
     assert (medquad.kind, medquad.table.num_rows) == ("pairs", 4_000)
+
+
+def test_a_list_of_texts_to_encode_is_checked_too() -> None:
+    texts = frozenset({"text"})
+    assert read_contents(["a", ""], modalities=texts) == (["a", ""], ["a", ""])
+    for source, wrong in (
+        (["a", "b\0ic.png"], "index 1: a text with the character U+0000"),
+        (["a", "\0i/etc/hosts"], "index 1: a text with the character U+0000"),
+        ([Path("a.txt")], "index 0: 'a.txt' is a path, but the model takes text"),
+        (["a", Path("a.txt")], "index 1: 'a.txt' is a path, but the model takes text"),
+        ([ImageUrl("a.png")], "index 0: the column 'text' holds an address of the kind 'image'"),
+    ):
+        with pytest.raises(DataError) as error:
+            read_contents(source, modalities=texts)
+        assert wrong in str(error.value)
