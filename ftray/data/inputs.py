@@ -33,7 +33,7 @@ def read_contents(
     Raises:
         DataError: for data that cannot be read.
     """
-    if modalities == TEXTS and isinstance(data, list | tuple):
+    if modalities == TEXTS and isinstance(data, Sequence) and not isinstance(data, str):
         texts = _plain_texts(data)
         if texts is not None:
             return list(texts), texts
