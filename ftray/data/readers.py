@@ -209,11 +209,7 @@ class _Reading:
         let_pages_go()
         blobs = self.values.blobs.finish()
         resolver.check(table, things, layout.columns, blobs)
-        notes += resolver.notes
-        if self._modalities == TEXTS:
-            notes += unread_addresses(table, layout.columns)
-        elif self._modalities is not None and not things:
-            notes.append(_without_things(self._modalities))
+        notes += [*resolver.notes, *([] if things else self._of_texts(table, layout))]
         cells = code(table, kind)
         notes += summary(table, kind, cells)
         find_conflicts = _CONFLICTS.get(kind)
@@ -262,12 +258,15 @@ class _Reading:
         )
         return table, layout, things
 
-
-def _without_things(modalities: frozenset[Modality]) -> str:
-    """What to say of texts alone, for a model that takes something else too."""
-    plurals = {"image": "images", "points": "point clouds", "features": "vectors"}
-    others = " or ".join(plurals[one] for one in sorted(modalities - TEXTS))
-    return f"no column holds {others}: only the text tower takes what is there"
+    def _of_texts(self, table: pa.Table, layout: Layout) -> list[str]:
+        """What to say where no column holds anything but texts."""
+        if self._modalities is None:
+            return []
+        if self._modalities == TEXTS:
+            return unread_addresses(table, layout.columns)
+        plurals = {"image": "images", "points": "point clouds", "features": "vectors"}
+        others = " or ".join(plurals[one] for one in sorted(self._modalities - TEXTS))
+        return [f"no column holds {others}: only the text tower takes what is there"]
 
 
 def _drawn(

@@ -5,24 +5,22 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ftray.models.augment import Augmentation, make_augmentation
-from ftray.models.base import Draws, Encoder, Features, Item
+from ftray.models.base import Draws, Features, Item
 from ftray.models.layout import Layout
 from ftray.models.norm import GlobalBatchNorm
 from ftray.models.options import ConvNetOptions, kept
 from ftray.models.pictures import PictureReader, colour, image_of
-from ftray.models.request import Request, not_loaded
+from ftray.models.request import Request
+from ftray.models.scratch import ScratchEncoder, with_weights
 
 __all__ = ["ConvNetEncoder", "load"]
 
-WEIGHTS = "model.safetensors"
 MOST_GROUPS = 8
 MIDDLE = (0.5,)
 
@@ -31,16 +29,10 @@ def load(request: Request) -> ConvNetEncoder:
     """A net with random weights, or one that ftray wrote."""
     options = kept("convnet", request.facts, request.options, request.name)
     augmentation = make_augmentation(request.augmentation, "convnet")
-    encoder = ConvNetEncoder(request.name, options, augmentation)
-    if not request.is_new:
-        try:
-            encoder.net.load_state_dict(load_file(Path(request.place) / WEIGHTS))
-        except Exception as error:
-            raise not_loaded(request, error) from error
-    return encoder
+    return with_weights(ConvNetEncoder(request.name, options, augmentation), request)
 
 
-class ConvNetEncoder(Encoder):
+class ConvNetEncoder(ScratchEncoder):
     """Images to embeddings `(n, D)`, which are not normalised.
 
     A stage is a 3x3 convolution, a norm and ReLU, and halves height and width, rounding up with
@@ -53,7 +45,7 @@ class ConvNetEncoder(Encoder):
     """
 
     kind = "convnet"
-    learning_rate = 1e-3  # it begins with weights drawn at random
+    options: ConvNetOptions
     modalities = frozenset({"image"})
 
     def __init__(
@@ -84,11 +76,6 @@ class ConvNetEncoder(Encoder):
             self._dim = options.output_dim
         self.net = nn.Sequential(OrderedDict(layers))
 
-    @property
-    def embedding_dim(self) -> int:
-        """Width D of an embedding."""
-        return self._dim
-
     def collate(
         self, items: Sequence[Item], layout: Layout = "bucketed", draws: Draws | None = None
     ) -> Features:
@@ -109,12 +96,6 @@ class ConvNetEncoder(Encoder):
     def freeze(self, weight: str) -> None:
         """Leave a weight, by its name in `model.safetensors`, as it is."""
         self.net.get_parameter(weight).requires_grad_(False)
-
-    def save(self, folder: Path) -> dict[str, Any]:
-        """Write the weights; the options make the net again."""
-        weights = {name: value.contiguous() for name, value in self.net.state_dict().items()}
-        save_file(weights, folder / WEIGHTS)
-        return {"options": self.options.model_dump(mode="json")}
 
 
 def _stage(inputs: int, outputs: int, options: ConvNetOptions) -> nn.Sequential:

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ftray.errors import ConfigError, DataError, ModelError
 from ftray.media import Content, Media
 from ftray.models.augment import make_augmentation
-from ftray.models.base import Draws, Encoder, Features, Item
+from ftray.models.base import Draws, Features, Item
 from ftray.models.layout import Layout
 from ftray.models.options import MLPOptions, kept
-from ftray.models.request import Request, not_loaded
+from ftray.models.request import Request
+from ftray.models.scratch import ScratchEncoder, with_weights
 from ftray.words import counted
 
 __all__ = ["MLPEncoder", "feature_size", "load"]
 
-WEIGHTS = "model.safetensors"
 NUMBER = np.dtype("<f4")
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -42,16 +40,10 @@ def load(request: Request) -> MLPEncoder:
     """
     make_augmentation(request.augmentation, "mlp")  # refuses operations: there are none on these
     options: MLPOptions = kept("mlp", request.facts, request.options, request.name)
-    encoder = MLPEncoder(request.name, options)
-    if not request.is_new:
-        try:
-            encoder.net.load_state_dict(load_file(Path(request.place) / WEIGHTS))
-        except Exception as error:
-            raise not_loaded(request, error) from error
-    return encoder
+    return with_weights(MLPEncoder(request.name, options), request)
 
 
-class MLPEncoder(Encoder):
+class MLPEncoder(ScratchEncoder):
     """Vectors of features to embeddings `(n, D)`.
 
     Linear layers with an activation after each but the last, as Finetuner's `mlp` has them; without
@@ -63,7 +55,7 @@ class MLPEncoder(Encoder):
     """
 
     kind = "mlp"
-    learning_rate = 1e-3  # it begins with weights drawn at random
+    options: MLPOptions
     modalities = frozenset({"features"})
 
     def __init__(self, name: str, options: MLPOptions) -> None:
@@ -81,11 +73,6 @@ class MLPEncoder(Encoder):
             layers.append(nn.Linear(before, after, bias=options.bias))
         self.net = nn.Sequential(*layers)
         self._width, self._dim = widths[0], widths[-1]
-
-    @property
-    def embedding_dim(self) -> int:
-        """Width D of an embedding."""
-        return self._dim
 
     def collate(
         self, items: Sequence[Item], layout: Layout = "bucketed", draws: Draws | None = None
@@ -119,11 +106,6 @@ class MLPEncoder(Encoder):
     def freeze(self, weight: str) -> None:
         """Leave a weight, by its name in `model.safetensors`, as it is."""
         self.net.get_parameter(weight).requires_grad_(False)
-
-    def save(self, folder: Path) -> dict[str, Any]:
-        """Write the weights; the options make the net again."""
-        save_file(self.net.state_dict(), folder / WEIGHTS)
-        return {"options": self.options.model_dump(mode="json")}
 
 
 def feature_size(content: Content) -> int:

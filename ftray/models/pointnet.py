@@ -9,28 +9,26 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ftray.clouds import normalised, read_cloud, sampled_surface
 from ftray.errors import ModelError
 from ftray.media import Content
 from ftray.models.augment import Augmentation, make_augmentation
-from ftray.models.base import Draws, Encoder, Features, Item
+from ftray.models.base import Draws, Features, Item
 from ftray.models.layout import Layout
 from ftray.models.norm import GlobalBatchNorm
 from ftray.models.options import PointNetOptions, kept
-from ftray.models.request import Request, not_loaded
+from ftray.models.request import Request
+from ftray.models.scratch import ScratchEncoder, with_weights
 
 __all__ = ["PointNetEncoder", "load"]
 
-WEIGHTS = "model.safetensors"
 LEVELS = ((512, 0.2, 32, (64, 64, 128)), (128, 0.4, 64, (128, 128, 256)))
 """Of each level: centres, radius of a ball, points taken of it, widths of its layers."""
 AUTHORS_POINTS = 1024
@@ -46,16 +44,10 @@ def load(request: Request) -> PointNetEncoder:
     """A net with random weights, or one that ftray wrote."""
     options: PointNetOptions = kept("pointnet", request.facts, request.options, request.name)
     augmentation = make_augmentation(request.augmentation, "pointnet")
-    encoder = PointNetEncoder(request.name, options, augmentation)
-    if not request.is_new:
-        try:
-            encoder.net.load_state_dict(load_file(Path(request.place) / WEIGHTS))
-        except Exception as error:
-            raise not_loaded(request, error) from error
-    return encoder
+    return with_weights(PointNetEncoder(request.name, options, augmentation), request)
 
 
-class PointNetEncoder(Encoder):
+class PointNetEncoder(ScratchEncoder):
     """Point clouds and meshes to embeddings `(n, D)`, which are not normalised.
 
     A level takes the farthest points as centres, and makes one vector of the points in the ball
@@ -69,7 +61,7 @@ class PointNetEncoder(Encoder):
     """
 
     kind = "pointnet"
-    learning_rate = 1e-3  # it begins with weights drawn at random
+    options: PointNetOptions
     modalities = frozenset({"points"})
     couples_rows = True
 
@@ -124,11 +116,6 @@ class PointNetEncoder(Encoder):
     def freeze(self, weight: str) -> None:
         """Leave a weight, by its name in `model.safetensors`, as it is."""
         self.net.get_parameter(weight).requires_grad_(False)
-
-    def save(self, folder: Path) -> dict[str, Any]:
-        """Write the weights; the options make the net again."""
-        save_file(self.net.state_dict(), folder / WEIGHTS)
-        return {"options": self.options.model_dump(mode="json")}
 
 
 def _seed_of(data: bytes | memoryview) -> int:
