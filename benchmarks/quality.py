@@ -114,7 +114,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--num-workers", default="0", help="0 trains without Ray")
     parser.add_argument("--set", nargs="*", default=[], help="further settings, for a trial")
-    parser.add_argument("--storage-path", help="keep the runs there; else they are deleted")
+    parser.add_argument(
+        "--storage-path", help="keep the runs there, and take those that are there; else they go"
+    )
     parser.add_argument("--write", action="store_true", help="write results/quality.md")
     arguments = parser.parse_args()
     if common.data_file() is None:
@@ -161,10 +163,12 @@ def fit(name: str, seed: int, arguments: argparse.Namespace, place: Path) -> Res
     words = [sys.executable, "-m", "ftray", "fit", str(CONFIGS / f"{name}.yaml")]
     for setting in [*(f"{key}={value}" for key, value in settings.items()), *arguments.set]:
         words += ["--set", setting]
-    common.say(f"{name}, seed {seed}")
-    done = subprocess.run(words, env=environment, stdout=sys.stderr, check=False)
-    common.require(done.returncode == 0, f"{name}, seed {seed}: ftray fit failed")
+    if not (Path(settings["storage_path"]) / name / f"seed-{seed}").exists():
+        common.say(f"{name}, seed {seed}")
+        done = subprocess.run(words, env=environment, stdout=sys.stderr, check=False)
+        common.require(done.returncode == 0, f"{name}, seed {seed}: ftray fit failed")
     run = ftray.get_run(f"seed-{seed}", name, str(settings["storage_path"]))
+    common.require(run.status() == "FINISHED", f"{name}, seed {seed}: {run.status()}")
     metrics = run.metrics()
     extra = TASKS[name].extra
     if extra is not None:
