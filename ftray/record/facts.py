@@ -120,7 +120,10 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], run: str) -> N
     """
     was, given = before.get("config", {}), now["config"]
     for name in SAME_ON_RESUME:
-        if name in was and _known(was[name], given[name]) != was[name]:
+        now_it_is = given[name]
+        if name == "csv_options" and name in was:
+            now_it_is = _known(was[name], now_it_is)
+        if name in was and was[name] != now_it_is:
             raise _other(run, f"{name} = {was[name]!r}", repr(given[name]))
     models = [side.get("model", {}).get("fingerprint") for side in (before, now)]
     if models[0] != models[1]:
@@ -142,7 +145,7 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], run: str) -> N
 
 
 def _known(was: Any, now: Any) -> Any:
-    """Of options, those that there were when the run was started."""
+    """Of options that are all on record, those that there were when the run was started."""
     if isinstance(was, Mapping) and isinstance(now, Mapping) and set(was) < set(now):
         return {name: now[name] for name in was}
     return now
