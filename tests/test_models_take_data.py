@@ -78,6 +78,6 @@ def test_an_evaluation_reads_data_as_a_fit_with_the_model_does(tmp_path: Path) -
     rows = "".join(f"file{i},c{i % 2}\n" for i in range(8))
     (tmp_path / "data.csv").write_text("image,label\n" + rows)
     assert 0 <= ftray.evaluate("convnet", tmp_path / "data.csv", limit=3)["hit_at_k"] <= 1
-    with pytest.raises(FtrayError, match="image.*but the model takes features"):
+    with pytest.raises(FtrayError, match=r"image.*but the model takes features"):
         mlp = ftray.get_model("mlp", model_options={"input_size": 3})
         ftray.evaluate(mlp, [{"image": Image.new("L", (4, 4), i), "label": "a"} for i in range(4)])
