@@ -10,7 +10,8 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.queues import Queue
 from typing import Any, Generic, TypeVar
 
@@ -68,20 +69,24 @@ def ahead(
     )
     with _NOT_WHILE_FORKING:
         batches = iter(loader)
+    # Receiving a batch takes milliseconds, most of them waiting for the process that made it and
+    # makes the next: a thread does that during the step before.
     try:
-        for _ in numbers:
-            batch = _next(batches)
-            if isinstance(batch, FtrayError):
-                raise batch
-            yield batch
+        with ThreadPoolExecutor(1, "ftray-batches") as thread:
+            coming = thread.submit(next, batches)
+            for left in reversed(range(len(numbers))):
+                batch = _received(coming)
+                if left:
+                    coming = thread.submit(next, batches)
+                yield batch
     finally:
         _end(batches)
 
 
-def _next(batches: Iterator[Any]) -> Any:
+def _received(coming: Future[Any]) -> Any:
     try:
-        return next(batches)
-    except RuntimeError as error:
+        batch = coming.result()
+    except RuntimeError as error:  # raised there, or here by torch's handler of SIGCHLD
         if "DataLoader worker" not in str(error):
             raise
         raise RunFailedError(
@@ -89,6 +94,9 @@ def _next(batches: Iterator[Any]) -> Any:
             "data_workers: 0 there is none. Batches lie in /dev/shm, of which a container may need "
             "more (--shm-size)"
         ) from error
+    if isinstance(batch, FtrayError):
+        raise batch
+    return batch
 
 
 class _Made(Dataset[Any], Generic[T]):
