@@ -309,6 +309,7 @@ def test_the_child_joins_the_ray_session_of_its_caller_unless_that_ends_with_it(
     assert ("has another" in str(told.job.notes)) is own
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_child_drives_workers_on_ray_from_a_copy_of_the_module(
     tmp_path: Path, tiny_model: Path, labelled_rows: list[Any]

@@ -328,6 +328,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_evaluates_anew_what_was_under_way(tmp_path, tiny_model, labelled_rows):
     (tmp_path / "rows.json").write_text(json.dumps(labelled_rows))
 

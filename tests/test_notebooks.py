@@ -21,6 +21,8 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 OF_A_MACHINE = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users|opt|usr|var)/|site-packages")
 EMOJI = Path(os.environ.get("FTRAY_DATA", "no-folder"), "emoji", "emoji.parquet")
 FITS = {"text_to_text": 1, "image_to_image": 1, "text_to_image": 2 if EMOJI.is_file() else 1}
+LONG = ("text_to_text", "text_to_image")
+"""They take a minute or two each: `make test-slow` has them."""
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -57,7 +59,13 @@ def test_the_outputs_on_record_are_those_of_the_cells(path: Path) -> None:
             assert not OF_A_MACHINE.search(text) and not CONTROL.search(text), text
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in LONG else [])
+        for path in NOTEBOOKS
+    ],
+)
 def test_a_notebook_runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
     """nbclient raises if a cell does; each shows something, and nothing goes to standard error.
 

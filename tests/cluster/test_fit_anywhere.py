@@ -193,6 +193,7 @@ NOTEBOOK = [
 ]
 
 
+@pytest.mark.slow
 def test_in_a_notebook_and_with_the_address_of_a_running_ray(
     place, tiny_model, running_ray, monkeypatch
 ):

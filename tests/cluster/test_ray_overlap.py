@@ -159,6 +159,7 @@ def _pids(name: str) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_an_evaluator_that_dies_is_started_again(
     session, folder, tiny_model, labelled_rows, blocking
 ):

@@ -1,7 +1,8 @@
 """Contract 2, wide: every loss and miner, any number of workers, any size of micro batch.
 
 The list is in `every_loss.py`. What one process computes in one forward is also compared with plain
-autograd, so that agreement is not agreement on something wrong.
+autograd, so that agreement is not agreement on something wrong. Four workers take minutes on two
+cores: `make test-slow` has them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from tests.tiny import tiny_text_model
 
 TOLERANCE = 1e-9
 NOTHING = 1e-12
-WORLD_SIZES = [1, 2, 4]
+WORLD_SIZES = [2, pytest.param(4, marks=pytest.mark.slow)]
 ALONE = SingleProcess(torch.device("cpu"))
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")  # HistogramLoss
@@ -47,13 +48,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def tables(model: str, one_thread: None) -> dict[int, list[dict[Any, Outcome]]]:
-    """World size to what each rank returned."""
-    payload = {"model": model, "entries": ENTRIES, "sizes": MICRO_BATCH_SIZES}
-    return {
-        w: [run_table(ALONE, payload)] if w == 1 else run_ranks(w, run_table, payload, 300)
-        for w in WORLD_SIZES
-    }
+def payload(model: str, one_thread: None) -> dict[str, Any]:
+    return {"model": model, "entries": ENTRIES, "sizes": MICRO_BATCH_SIZES}
+
+
+@pytest.fixture(scope="module")
+def alone(payload: dict[str, Any]) -> dict[Any, Outcome]:
+    """What one process computes."""
+    return run_table(ALONE, payload)
+
+
+@pytest.fixture(scope="module")
+def ranks(payload: dict[str, Any], request: pytest.FixtureRequest) -> list[dict[Any, Outcome]]:
+    """What each of some ranks returned."""
+    return run_ranks(request.param, run_table, payload, 300)
 
 
 def differences(got: Outcome, want: Outcome) -> dict[str, float]:
@@ -69,22 +77,32 @@ def differences(got: Outcome, want: Outcome) -> dict[str, float]:
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 @pytest.mark.parametrize("size", MICRO_BATCH_SIZES, ids=lambda size: f"micro {size or 'whole'}")
-def test_training_is_the_same_for_any_workers_and_micro_batches(
-    tables: Any, entry: Entry, size: int | None
+def test_training_is_the_same_for_any_micro_batches(
+    alone: Any, entry: Entry, size: int | None
 ) -> None:
-    want = tables[1][0][entry.name, None]
-    for world_size in WORLD_SIZES:
-        ranks = [table[entry.name, size] for table in tables[world_size]]
-        found = differences(ranks[0], want)
-        assert max(found.values()) < TOLERANCE, (world_size, found)
-        assert len({rank.digest for rank in ranks}) == 1, "the ranks drift apart"
-        assert all(np.isfinite(ranks[0].losses))
+    check_same([alone[entry.name, size]], alone[entry.name, None])
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
-def test_the_first_step_is_plain_autograd(tables: Any, model: str, entry: Entry) -> None:
+@pytest.mark.parametrize("size", MICRO_BATCH_SIZES, ids=lambda size: f"micro {size or 'whole'}")
+@pytest.mark.parametrize("ranks", WORLD_SIZES, indirect=True, scope="module")
+def test_training_is_the_same_for_any_workers_and_micro_batches(
+    ranks: Any, alone: Any, entry: Entry, size: int | None
+) -> None:
+    check_same([table[entry.name, size] for table in ranks], alone[entry.name, None])
+
+
+def check_same(ranks: list[Outcome], want: Outcome) -> None:
+    found = differences(ranks[0], want)
+    assert max(found.values()) < TOLERANCE, found
+    assert len({rank.digest for rank in ranks}) == 1, "the ranks drift apart"
+    assert all(np.isfinite(ranks[0].losses))
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_the_first_step_is_plain_autograd(alone: Any, model: str, entry: Entry) -> None:
     """One padded forward, the loss as the library computes it, `backward`."""
-    got = tables[1][0][entry.name, None]
+    got = alone[entry.name, None]
     encoder = load_encoder(model).double().train()
     rows = step_rows(entry)[0]
     loss = entry.build(encoder.embedding_dim, data_of(entry)[0].n_groups).train()
@@ -109,17 +127,22 @@ def test_the_first_step_is_plain_autograd(tables: Any, model: str, entry: Entry)
         assert distance <= TOLERANCE * np.linalg.norm(want), name
 
 
-def test_the_list_is_whole(tables: Any) -> None:
-    """Every loss and miner on offer; ranks without texts; several forwards; losses that learn."""
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [4], indirect=True, scope="module")
+def test_some_ranks_have_no_texts(ranks: Any) -> None:
+    four = [table[ENTRIES[0].name, 1] for table in ranks]
+    assert [min(rank.texts) for rank in four].count(0) == 1
+
+
+def test_the_list_is_whole(alone: Any) -> None:
+    """Every loss and miner on offer; several forwards; losses that learn."""
     assert {entry.loss for entry in ENTRIES} == set(LOSS_NAMES)
     assert {entry.miner for entry in ENTRIES} - {None} == MINERS
-    four = [table[ENTRIES[0].name, 1] for table in tables[4]]
-    assert [min(rank.texts) for rank in four].count(0) == 1
-    assert sum(rank.forwards for rank in tables[1][0].values()) > 10 * len(ENTRIES)
+    assert sum(rank.forwards for rank in alone.values()) > 10 * len(ENTRIES)
     learned = {
         entry.loss
         for entry in ENTRIES
-        if np.linalg.norm(tables[1][0][entry.name, None].vectors["loss update"])
+        if np.linalg.norm(alone[entry.name, None].vectors["loss update"])
     }
     assert learned >= {"ArcFaceLoss", "CLIPLoss", "MarginLoss", "SoftTripleLoss", "P2SGradLoss"}
     assert "SigLIPLoss" in learned
