@@ -139,11 +139,12 @@ def main() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One fit: metrics before and after, and its seconds from start to artifact."""
+    """One fit: metrics before and after, its seconds from start to artifact, and its commit."""
 
     before: dict[str, float]
     after: dict[str, float]
     seconds: float
+    commit: str
 
 
 def fit(name: str, seed: int, arguments: argparse.Namespace, place: Path) -> Result:
@@ -175,7 +176,8 @@ def fit(name: str, seed: int, arguments: argparse.Namespace, place: Path) -> Res
         metrics["after"].update(extra(run))
     common.say(f"{name}, seed {seed}: {metrics['after']}")
     times = run.times
-    return Result(seconds=times["ended_s"] - times["started_s"], **metrics)
+    commit = str(run.facts["environment"]["git_commit"])[:7]
+    return Result(seconds=times["ended_s"] - times["started_s"], commit=commit, **metrics)
 
 
 def report(found: Mapping[str, list[Result]], arguments: argparse.Namespace) -> str:
@@ -201,9 +203,11 @@ def report(found: Mapping[str, list[Result]], arguments: argparse.Namespace) -> 
             )
     head = ["", "metric", "before", "mean after", "lowest to highest", "reference", "", "time"]
     seen = "; ".join(f"{name}: {TASKS[name].seen}" for name in found)
+    commits = sorted({result.commit for results in found.values() for result in results})
     trial = f"**A trial** with {' '.join(arguments.set)}.\n\n" if arguments.set else ""
     return f"""{trial}Each row is the mean over the seeds {arguments.seeds}, of
 `ftray fit benchmarks/configs/TASK.yaml --set seed=SEED --set num_workers={arguments.num_workers}`.
+The fits were made at {", ".join(commits)}, and those of one task one after the other.
 {common.versions("sentence-transformers", "transformers", "pytorch-metric-learning")}.
 
 {common.table(head, rows)}
