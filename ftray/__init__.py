@@ -20,22 +20,30 @@ if TYPE_CHECKING:
         get_experiment,
         get_model,
         get_run,
+        get_sweep,
         list_callbacks,
         list_experiments,
         list_model_options,
         list_models,
         list_runs,
+        list_sweeps,
+        submit,
+        sweep,
     )
     from ftray.config import FitConfig
     from ftray.errors import FtrayError
     from ftray.experiment import Experiment
     from ftray.run import Run
+    from ftray.sweeps.config import SweepConfig
+    from ftray.sweeps.sweep import Sweep
 
 _LAZY = {
     "Experiment": "ftray.experiment",
     "FitConfig": "ftray.config",
     "FtrayError": "ftray.errors",
     "Run": "ftray.run",
+    "Sweep": "ftray.sweeps.sweep",
+    "SweepConfig": "ftray.sweeps.config",
     "delete_experiment": "ftray.api",
     "delete_run": "ftray.api",
     "describe_models": "ftray.api",
@@ -45,11 +53,15 @@ _LAZY = {
     "get_experiment": "ftray.api",
     "get_model": "ftray.api",
     "get_run": "ftray.api",
+    "get_sweep": "ftray.api",
     "list_callbacks": "ftray.api",
     "list_experiments": "ftray.api",
     "list_model_options": "ftray.api",
     "list_models": "ftray.api",
     "list_runs": "ftray.api",
+    "list_sweeps": "ftray.api",
+    "submit": "ftray.api",
+    "sweep": "ftray.api",
 }
 
 __all__ = [
@@ -57,6 +69,8 @@ __all__ = [
     "FitConfig",
     "FtrayError",
     "Run",
+    "Sweep",
+    "SweepConfig",
     "__version__",
     "delete_experiment",
     "delete_run",
@@ -67,11 +81,15 @@ __all__ = [
     "get_experiment",
     "get_model",
     "get_run",
+    "get_sweep",
     "list_callbacks",
     "list_experiments",
     "list_model_options",
     "list_models",
     "list_runs",
+    "list_sweeps",
+    "submit",
+    "sweep",
 ]
 
 

@@ -17,10 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from ftray.errors import ConfigError, nearest
 
-__all__ = ["CsvOptions", "FitConfig", "is_live", "is_yes_for_a_number", "model_prefix"]
-__all__ += ["validated"]
+__all__ = ["CsvOptions", "FitConfig", "explained", "is_live", "is_yes_for_a_number"]
+__all__ += ["model_prefix", "validated"]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+MAX_SHARDS = 1024
 SHOWN = (str, Path, int, float, list, tuple, dict, type(None))
 
 
@@ -194,6 +195,29 @@ class FitConfig(_Options):
     max_failures: int = Field(
         2, ge=0, le=100, description="How often lost workers are replaced before the run fails."
     )
+    resources_per_worker: dict[str, float] | None = Field(
+        None,
+        description="What each worker on Ray reserves on its node, as {CPU: 4, GPU: 1, memory: "
+        "8e9}; what is not named is found: the CPUs that all can have, a GPU where there are any.",
+    )
+    accelerator_type: str | None = Field(
+        None, description="Train on nodes with this GPU alone, by Ray's name for it, such as A100."
+    )
+    label_selector: dict[str, str] | None = Field(
+        None,
+        description="Train on nodes of Ray with these labels alone, as {zone: a, disk: in(ssd, "
+        "nvme), spot: '!yes'}.",
+    )
+    resources_per_evaluator: dict[str, float] | None = Field(
+        None,
+        description="What each evaluation with overlap reserves, such as a share of a GPU, {GPU: "
+        "0.25}; None = a GPU that the workers leave free, or nothing.",
+    )
+    index_shards: int | Literal["auto"] = Field(
+        "auto",
+        description="On Ray, in how many parts the index of an evaluation is held, each by an actor; "
+        "the results are the same. auto = 1; more if it takes much of a node's memory.",
+    )
     log_rows: bool = Field(
         False, description="Log which rows each rank encodes in each step (for audits)."
     )
@@ -256,6 +280,21 @@ class FitConfig(_Options):
             raise ValueError("0 (none), a number of processes, or 'auto'")
         return value
 
+    @field_validator("resources_per_worker", "resources_per_evaluator", mode="before")
+    @classmethod
+    def _resources(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            for name, amount in value.items():
+                _check_resource(str(name), amount)
+        return value
+
+    @field_validator("index_shards", mode="before")
+    @classmethod
+    def _shard_count(cls, value: Any) -> Any:
+        if value != "auto" and not (str(value).isdecimal() and 1 <= int(value) <= MAX_SHARDS):
+            raise ValueError(f"a number of shards from 1 to {MAX_SHARDS:,}, or 'auto'")
+        return value
+
     @field_validator("experiment_name", "run_name")
     @classmethod
     def _folder_name(cls, value: str | None) -> str | None:
@@ -269,6 +308,20 @@ class FitConfig(_Options):
     def batch_size_is_explicit(self) -> bool:
         """Whether the user gave the batch size (an explicit one never shrinks silently)."""
         return "batch_size" in self.model_fields_set
+
+
+def _check_resource(name: str, amount: Any) -> None:
+    """Refuse what Ray would wait for in vain: another spelling, a GPU and a half."""
+    for known in ("CPU", "GPU", "memory"):
+        if name.lower() == known.lower() and name != known:
+            raise ValueError(f"'{name}' is written '{known}'")
+    if name in ("TPU", "object_store_memory"):
+        raise ValueError(f"'{name}': ftray has no use for it")
+    number = isinstance(amount, int | float) and not isinstance(amount, bool)
+    if not number or not 0 <= amount < float("inf"):
+        raise ValueError(f"a number of at least 0 is expected for {name}")
+    if name == "GPU" and amount > 1 and amount != int(amount):
+        raise ValueError("a share of a GPU, or a whole number of them, is expected for GPU")
 
 
 def is_live(model: object) -> bool:
@@ -298,16 +351,27 @@ def validated(values: Mapping[str, Any], *, where: str = "") -> FitConfig:
     try:
         return FitConfig.model_validate(dict(values))
     except ValidationError as error:
-        prefix = f"{where}: " if where else ""
-        raise ConfigError(prefix + "; ".join(_explain(e) for e in error.errors())) from None
+        raise ConfigError(explained(error, FitConfig, where)) from None
 
 
-def _explain(error: Any) -> str:
+def explained(error: ValidationError, model: type[BaseModel], where: str = "") -> str:
+    """What pydantic found wrong, for people.
+
+    Args:
+        error: what it raised.
+        model: what was validated.
+        where: the file the values come from.
+    """
+    prefix = f"{where}: " if where else ""
+    return prefix + "; ".join(_explain(e, model) for e in error.errors())
+
+
+def _explain(error: Any, model: type[BaseModel]) -> str:
     path = ".".join(str(part) for part in error["loc"])
     key = str(error["loc"][-1]) if error["loc"] else ""
     if error["type"] == "extra_forbidden":
-        model = CsvOptions if error["loc"][0] == "csv_options" else FitConfig
-        return f"there is no option '{path}'.{nearest(key, model.model_fields)}"
+        known = CsvOptions if error["loc"][0] == "csv_options" else model
+        return f"there is no option '{path}'.{nearest(key, known.model_fields)}"
     if error["type"] == "missing":
         return f"'{path}' is missing"
     given = error.get("input")

@@ -14,7 +14,7 @@ import yaml
 from ftray.config import FitConfig, validated
 from ftray.errors import ConfigError, nearest
 
-__all__ = ["apply_overrides", "load_config"]
+__all__ = ["apply_overrides", "load_config", "read_yaml", "set_value"]
 
 
 class _Loader(yaml.SafeLoader):
@@ -69,6 +69,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> FitConfig:
     Raises:
         ConfigError: for a missing or malformed file, an unset variable, or a wrong key or value.
     """
+    values = read_yaml(path, overrides)
+    return validated(values, where=str(path))
+
+
+def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The mapping in a YAML file, with overrides, and `${VAR}` replaced.
+
+    Raises:
+        ConfigError: for a missing or malformed file, or an unset variable.
+    """
     file = Path(path)
     if str(path) and file.is_dir():
         inside = nearest("", [p.name for p in file.glob("*.y*ml")]).replace(" Valid:", " In it:")
@@ -85,8 +95,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> FitConfig:
         raise ConfigError(f"{path} is not valid YAML: {_yaml_problem(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no options: a mapping such as 'model: minilm' is expected")
-    values = _expand(apply_overrides(values, overrides), where=str(path))
-    return validated(values, where=str(path))
+    expanded: dict[str, Any] = _expand(apply_overrides(values, overrides), where=str(path))
+    return expanded
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -95,7 +105,7 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
     Raises:
         ConfigError: when a text has no '=' or a key leads into something that has no parts.
     """
-    result = copy.deepcopy(values)
+    result = values
     for text in overrides:
         key, separator, raw = text.partition("=")
         if not separator or not key:
@@ -105,31 +115,50 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
         except yaml.YAMLError as error:
             problem = _yaml_problem(error)
             raise ConfigError(f"--set {text}: the value is not valid YAML: {problem}") from None
-        target: Any = result
-        parts = key.split(".")
-        for part in parts[:-1]:
-            target = _descend(target, part, text)
-        _put(target, parts[-1], value, text)
+        result = set_value(result, key, value, what=f"--set {text}")
     return result
 
 
-def _descend(target: Any, part: str, text: str) -> Any:
+def set_value(values: dict[str, Any], key: str, value: Any, *, what: str = "") -> dict[str, Any]:
+    """Set `a.b` in a nested mapping; only what leads there is copied.
+
+    Args:
+        values: stays as it is.
+        key: names of mappings and numbers of list items, with dots between.
+        value: anything.
+        what: for messages.
+
+    Raises:
+        ConfigError: when the key leads into something that has no parts.
+    """
+    result = dict(values)
+    target: Any = result
+    parts = key.split(".")
+    for part in parts[:-1]:
+        target = _descend(target, part, what or key)
+    _put(target, parts[-1], value, what or key)
+    return result
+
+
+def _descend(target: Any, part: str, what: str) -> Any:
+    """A copy of a part, put in its place."""
+    place: Any = part
     if isinstance(target, list) and part.isdigit() and int(part) < len(target):
-        return target[int(part)]
-    if isinstance(target, dict):
-        if target.get(part) is None:  # missing, or left empty
-            target[part] = {}
-        return target[part]
-    raise ConfigError(f"--set {text}: '{part}' is not part of anything")
+        place = int(part)
+    elif not isinstance(target, dict):
+        raise ConfigError(f"{what}: '{part}' is not part of anything")
+    inside = target[place] if isinstance(target, list) else target.get(part)
+    target[place] = {} if inside is None else copy.copy(inside)  # missing, or left empty
+    return target[place]
 
 
-def _put(target: Any, part: str, value: Any, text: str) -> None:
+def _put(target: Any, part: str, value: Any, what: str) -> None:
     if isinstance(target, list) and part.isdigit() and int(part) < len(target):
         target[int(part)] = value
     elif isinstance(target, dict):
         target[part] = value
     else:
-        raise ConfigError(f"--set {text}: '{part}' is not part of anything")
+        raise ConfigError(f"{what}: '{part}' is not part of anything")
 
 
 def _expand(value: Any, *, where: str) -> Any:

@@ -9,6 +9,9 @@ from ftray.words import counted
 
 __all__ = ["Experiment", "confirmed", "find_experiment", "find_experiments"]
 
+OF_A_SWEEP = ("sweep", "control")
+"""What a sweep keeps beside its runs."""
+
 
 class Experiment:
     """Runs that belong together: those of one `experiment_name`.
@@ -66,13 +69,16 @@ class Experiment:
         if confirm:
             for run in runs:
                 remove_run(run)
+            for name in OF_A_SWEEP:
+                self._storage.delete(name)
             if not self._storage.names():  # a run may have begun meanwhile
                 self._storage.delete("")
         return confirm
 
     def _removable(self) -> list[Run]:
         runs = self.list_runs()
-        others = sorted(set(self._storage.names()) - {run.name for run in runs})
+        known = {*(run.name for run in runs), *OF_A_SWEEP}
+        others = sorted(set(self._storage.names()) - known)
         if others:
             raise FtrayError(
                 f"The folder '{self.path}' holds what is no run: {', '.join(others[:5])}"

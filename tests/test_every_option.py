@@ -7,6 +7,7 @@ what must come out differently, and what must not. A new field without an entry 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import os
@@ -23,7 +24,7 @@ from PIL import Image
 
 import ftray
 from ftray.config import CsvOptions, FitConfig, validated
-from ftray.errors import ClusterError, FtrayError
+from ftray.errors import ClusterError, ConfigError, FtrayError
 from ftray.events import EpochEnded, EvaluationEnded, FitStarted, RankStep, StepEnded
 from ftray.models.text import TextEncoder
 from ftray.training.job import Job, prepare
@@ -193,23 +194,35 @@ def plan_of(job: Job) -> Seen:
 
 
 class FewCpus:
-    """A cluster of one node."""
+    """A cluster of one node, with a GPU of its kind if it has any."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, cpus: int, gpus: int = 0) -> None:
-        from ftray.cluster import connect
+        from ftray.cluster import inventory
 
-        node = {"CPU": float(cpus), "GPU": float(gpus)}
-        monkeypatch.setattr(connect.ray, "cluster_resources", lambda: node)
-        monkeypatch.setattr(connect.ray, "nodes", lambda: [{"Alive": True, "Resources": node}])
-        monkeypatch.setattr(connect, "available_resources_per_node", lambda: {"node": node})
+        has = {
+            "CPU": float(cpus),
+            "GPU": float(gpus),
+            **({"accelerator_type:T4": 1} if gpus else {}),
+        }
+        nodes = [inventory.Node("node", has, {"zone": "a"})]
+        monkeypatch.setattr(inventory, "alive", lambda: copy.deepcopy(nodes))
+        monkeypatch.setattr(inventory, "free", lambda: copy.deepcopy(nodes))
 
     def trainer(self, options: dict[str, Any]) -> Any:
         """The `TorchTrainer` that a fit would run; it starts nothing."""
-        from ftray.cluster.connect import place
+        from ftray.cluster.placement import place
         from ftray.cluster.trainer import _trainer
 
         job = prepare(validated(options), "/nowhere/runs/default/run")
         return _trainer(job, {"mailbox": None}, place(job.config), cleaner=True)
+
+    def evaluators(self, options: dict[str, Any]) -> Any:
+        """The actors of evaluations with overlap; starts them where there is room for them."""
+        from ftray.cluster.evaluators import start_evaluators
+        from ftray.cluster.placement import place
+
+        job = prepare(validated(options), "/nowhere/runs/default/run")
+        return start_evaluators(job, place(job.config))
 
 
 def num_workers_of_the_trainer(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +230,7 @@ def num_workers_of_the_trainer(options: dict[str, Any], monkeypatch: pytest.Monk
     for given, workers, cpus in ((1, 1, 4), (2, 2, 2), (4, 4, 1), ("auto", 1, 4)):
         scaling = cluster.trainer({**options, "num_workers": given}).scaling_config
         assert (scaling.num_workers, scaling.resources_per_worker["CPU"]) == (workers, cpus)
-    with pytest.raises(ClusterError, match=r"num_workers = 5 needs a CPU for each .* has 4"):
+    with pytest.raises(ClusterError, match=r"num_workers = 5, each with 1 CPU: .* room for 4"):
         cluster.trainer({**options, "num_workers": 5})
 
 
@@ -269,6 +282,102 @@ def max_failures(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> No
     for given in (0, 2, 7):
         trainer = cluster.trainer({**options, "num_workers": 1, "max_failures": given})
         assert trainer.run_config.failure_config.max_failures == given
+
+
+def resources_per_worker(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """tests/cluster/test_placement.py has more of it, and of the following three."""
+    there = {**options, "num_workers": 2, "device": "auto"}
+    cluster = FewCpus(monkeypatch, cpus=8, gpus=4)
+    for given, reserved in (
+        (None, {"CPU": 4, "GPU": 1}),
+        ({"CPU": 3}, {"CPU": 3, "GPU": 1}),
+        ({"GPU": 2}, {"CPU": 4, "GPU": 2}),
+        ({"CPU": 2, "GPU": 0}, {"CPU": 2}),
+    ):
+        scaling = cluster.trainer({**there, "resources_per_worker": given}).scaling_config
+        assert scaling.resources_per_worker == reserved
+        assert scaling.use_gpu is ("GPU" in reserved)
+    only_on_ray("resources_per_worker", {"CPU": 1}, options)
+
+
+def accelerator_type(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {**options, "num_workers": 1, "device": "auto"}
+    cluster = FewCpus(monkeypatch, cpus=8, gpus=1)
+    scaling = cluster.trainer({**there, "accelerator_type": "T4"}).scaling_config
+    assert scaling._resources_per_worker_not_none["accelerator_type:T4"] > 0
+    with pytest.raises(ClusterError, match=r"accelerator_type = 'T5': no node .*'T4'"):
+        cluster.trainer({**there, "accelerator_type": "T5"})
+    only_on_ray("accelerator_type", "T4", options)
+
+
+def label_selector(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {**options, "num_workers": 1}
+    cluster = FewCpus(monkeypatch, cpus=8)
+    selector = {"zone": "in(a, b)"}
+    scaling = cluster.trainer({**there, "label_selector": selector}).scaling_config
+    assert scaling.label_selector == selector
+    with pytest.raises(ClusterError, match=r"no node on nodes with label_selector .*zone=a"):
+        cluster.trainer({**there, "label_selector": {"zone": "!a"}})
+    only_on_ray("label_selector", selector, options)
+
+
+def resources_per_evaluator(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    only_on_ray("resources_per_evaluator", {"GPU": 0.5}, options)
+    from ftray.cluster import evaluators
+
+    def evaluation(*, overlap: bool) -> list[Any]:
+        return [{"EvaluationCallback": {"query_data": options["train_data"], "overlap": overlap}}]
+
+    there = {**options, "num_workers": 1, "resources_per_evaluator": {"CPU": 1}}
+    with pytest.raises(ConfigError, match="no EvaluationCallback has overlap"):
+        prepare(validated({**there, "callbacks": evaluation(overlap=False)}), "/nowhere")
+    cluster = FewCpus(monkeypatch, cpus=2)
+    monkeypatch.setattr(evaluators, "FREE_TIMEOUT_S", 0.0)
+    with pytest.raises(ClusterError, match="reserves 1 CPU, for which there is no room beside"):
+        cluster.evaluators(
+            {**there, "callbacks": evaluation(overlap=True), "resources_per_worker": {"CPU": 2}}
+        )
+
+
+def only_on_ray(name: str, value: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is about the nodes of Ray, but num_workers = 0"):
+        prepare(validated({**options, name: value}), "/nowhere")
+
+
+def index_shards(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """tests/cluster/test_ray_fit.py fits with shards; here: how many, and what is refused."""
+    from ftray.cluster import shards
+
+    monkeypatch.setattr(shards, "start_actors", lambda count: ["actor"] * count)
+
+    def evaluated(**extra: Any) -> list[Any]:
+        return [{"EvaluationCallback": {"query_data": options["train_data"], **extra}}]
+
+    def started(memory: float, **change: Any) -> int:
+        """On three nodes, one of which has so much memory; 49 documents need 401,408 bytes."""
+        sizes = [1e9, memory, 1e9]
+        nodes = [{"Resources": {"CPU": 1.0, "memory": size}} for size in sizes]
+        monkeypatch.setattr(shards, "roomy_nodes", lambda: nodes)
+        given = {**options, "num_workers": 2, "callbacks": evaluated(), **change}
+        job = prepare(validated(given), "/nowhere/runs/default/run")
+        found = shards.start_shards(job.config.index_shards, job.evaluations)
+        assert set(found) <= {0}
+        return len(found.get(0, []))
+
+    assert started(1e9) == started(1e4, index_shards=1) == 0
+    assert [started(1e9, index_shards=count) for count in (2, 7)] == [2, 7]
+    assert [started(memory) for memory in (2e6, 1e6, 1e4)] == [0, 2, 3]
+    assert started(1e4, callbacks=evaluated(overlap=True)) == 0
+    for change, message in (
+        ({"num_workers": 0}, "index_shards = 2 needs Ray"),
+        ({"callbacks": []}, "there is no index"),
+        ({"callbacks": evaluated(overlap=True)}, "has overlap"),
+    ):
+        with pytest.raises(FtrayError, match=message):
+            started(1e9, index_shards=2, **change)
+    for wrong in (0, -1, 1025, 1.5, "many"):
+        with pytest.raises(FtrayError, match="a number of shards from 1 to"):
+            started(1e9, index_shards=wrong)
 
 
 class Brightness(torch.nn.Module):
@@ -452,6 +561,11 @@ FIELDS: dict[str, Case] = {
     "description": Case(change="why", differs=("description",), same=TRAINED),
     "resume": Case(check=resume),
     "max_failures": Case(check=max_failures),
+    "resources_per_worker": Case(check=resources_per_worker),
+    "accelerator_type": Case(check=accelerator_type),
+    "label_selector": Case(check=label_selector),
+    "resources_per_evaluator": Case(check=resources_per_evaluator),
+    "index_shards": Case(check=index_shards),
     "log_rows": Case(change=True, differs=("texts of each rank",), same=TRAINED),
 }
 

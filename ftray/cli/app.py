@@ -119,6 +119,69 @@ def fit(
 
 
 @app.command()
+def submit(
+    config: Annotated[str, typer.Argument(help="A YAML file with the fields of FitConfig.")],
+    address: Annotated[
+        Optional[str],
+        typer.Option(help="The cluster's dashboard, as http://host:8265; default: this machine's."),
+    ] = None,
+    set_: Annotated[
+        Optional[list[str]], typer.Option("--set", help="Override a field: a.b=c.")
+    ] = None,
+    working_dir: Annotated[
+        Optional[str], typer.Option(help="A folder of your code that the job is to see.")
+    ] = None,
+    runtime_env: Annotated[
+        Optional[str], typer.Option(help="A YAML file with Ray's runtime_env: env_vars, pip, ...")
+    ] = None,
+    shared: Annotated[
+        Optional[list[str]],
+        typer.Option(help="A folder that the cluster sees under the same path; not uploaded."),
+    ] = None,
+    max_upload_mb: Annotated[float, typer.Option(help="How much may be uploaded.")] = 200.0,
+    python: Annotated[
+        Optional[str], typer.Option(help="What runs Python on the cluster's head.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print its log.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune as a job of a Ray cluster; returns once the run is on record."""
+    from ftray.cli.submit import run
+
+    run(
+        config,
+        set_ or [],
+        follow=follow,
+        as_json=as_json,
+        address=address,
+        working_dir=working_dir,
+        runtime_env=runtime_env,
+        shared=shared or [],
+        max_upload_mb=max_upload_mb,
+        python=python,
+    )
+
+
+@app.command()
+def sweep(
+    config: Annotated[
+        str, typer.Argument(help="A YAML file: fit, space, metric, and how to search.")
+    ],
+    set_: Annotated[
+        Optional[list[str]], typer.Option("--set", help="Override a field: fit.epochs=2.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the sweep of this name, if there is one.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Try values of a fit's fields on Ray Tune, and compare the runs."""
+    from ftray.cli.sweep import run
+
+    run(config, set_ or [], resume, as_json)
+
+
+@app.command()
 def runs(
     storage_path: StoragePath = "runs", experiment: Experiment = None, as_json: Json = False
 ) -> None:

@@ -15,7 +15,7 @@ from ftray.errors import RunNotFoundError
 from ftray.report.command import command
 from ftray.run import Run, find_run
 
-__all__ = ["run"]
+__all__ = ["run", "shortest_name"]
 
 
 def run(config: str, overrides: Sequence[str], detach: bool, as_json: bool) -> None:
@@ -54,13 +54,13 @@ def _print_started(run: Run, as_json: bool) -> None:
     if as_json:
         print(json.dumps(_facts(run)))
         return
-    name = shlex.quote(_shortest(run))
+    name = shlex.quote(shortest_name(run))
     print(f"Run '{run.name}' goes on in the background: {run.path}")
     print(f"Follow it:  {command()} logs -f {name}")
     print(f"Stop it:    {command()} stop {name}")
 
 
-def _shortest(run: Run) -> str:
+def shortest_name(run: Run) -> str:
     """What the other verbs find the run by, from this folder: its name, or else its path."""
     try:
         found = find_run(run.name)

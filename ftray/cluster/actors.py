@@ -1,13 +1,14 @@
 """Evaluation in Ray actors.
 
-Each holds the data, the FAISS index (of a retrieval) and the metrics of one EvaluationCallback. The
-driver creates them before training, so they outlive lost workers.
+Each holds the data, the FAISS index (of a retrieval) and the metrics of one EvaluationCallback; an
+index in shards is held by the actors of `ftray.cluster.shards`. The driver creates them before
+training, so they outlive lost workers.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import faiss
@@ -15,10 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import ray
 
+from ftray.cluster.answers import answers_of
 from ftray.cluster.nodes import drivers_node
+from ftray.cluster.sharded import ShardedScorer
 from ftray.evaluation.base import Scorer, Scores
 from ftray.evaluation.scorer import make_scorer
-from ftray.runtime.process_group import LostWorkersError
+from ftray.evaluation.sharded import home
+from ftray.evaluation.spec import RetrievalSpec
 from ftray.training.job import Job
 
 __all__ = ["SCORE_TIMEOUT_S", "ActorScorer", "load_scorers", "start_scorers"]
@@ -34,9 +38,17 @@ class ScorerActor:
         faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
         self._scorer: Scorer | None = None
 
-    def load(self, job: Job, number: int) -> None:
-        """Begin anew with evaluation `number`; the data is read from the object store."""
-        self._scorer = make_scorer(job.evaluations[number])
+    def load(self, job: Job, number: int, shards: Sequence[Any]) -> None:
+        """Begin anew with evaluation `number`; the data is read from the object store.
+
+        With `shards`, actors, the index is theirs.
+        """
+        spec = job.evaluations[number]
+        if shards:
+            assert isinstance(spec, RetrievalSpec)
+            self._scorer = ShardedScorer(spec, shards)
+        else:
+            self._scorer = make_scorer(spec)
 
     def add(self, side: str, batch: int, vectors: npt.NDArray[np.float32]) -> None:
         """See `Scorer.add`."""
@@ -63,14 +75,19 @@ def start_scorers(count: int) -> list[Any]:
     return [actor.remote() for _ in range(count)]
 
 
-def load_scorers(actors: Sequence[Any], job: Any) -> None:
+def load_scorers(actors: Sequence[Any], job: Any, shards: Mapping[int, Sequence[Any]]) -> None:
     """Rank 0, at the start of every attempt: give the actors their data.
 
     Args:
         actors: their handles.
         job: a reference to the `Job` in the object store.
+        shards: the shard actors of the evaluations that have them, by number.
     """
-    _get([actor.load.remote(job, number) for number, actor in enumerate(actors)])
+    loaded = [
+        actor.load.remote(job, number, list(shards.get(number, ())))
+        for number, actor in enumerate(actors)
+    ]
+    answers_of(loaded, timeout_s=SCORE_TIMEOUT_S)
 
 
 class ActorScorer:
@@ -78,35 +95,25 @@ class ActorScorer:
 
     Args:
         actor: its handle.
+        shards: the shard actors of its index, if it has any.
     """
 
-    def __init__(self, actor: Any) -> None:
+    def __init__(self, actor: Any, shards: Sequence[Any] = ()) -> None:
         self._actor = actor
+        self._holders = list(shards) or [actor]
         self._sent: list[Any] = []
 
     def add(self, side: str, batch: int, vectors: npt.NDArray[np.float32]) -> None:
-        """Send a batch; returns at once."""
-        self._sent.append(self._actor.add.remote(side, batch, vectors))
+        """Send a batch to who holds it; returns at once."""
+        holder, own_number = home(batch, len(self._holders))
+        self._sent.append(self._holders[holder].add.remote(side, own_number, vectors))
 
     def flush(self) -> None:
         """Wait until all that was sent has arrived."""
         sent, self._sent = self._sent, []
-        _get(sent)
+        answers_of(sent, timeout_s=SCORE_TIMEOUT_S)
 
     def score(self) -> Scores:
         """Wait for the scores."""
-        scores: Scores = _get(self._actor.score.remote())
+        scores: Scores = answers_of(self._actor.score.remote(), timeout_s=SCORE_TIMEOUT_S)
         return scores
-
-
-def _get(answer: Any) -> Any:
-    """Wait for an answer; an actor that is gone is a lost worker, its own errors are themselves."""
-    try:
-        return ray.get(answer, timeout=SCORE_TIMEOUT_S)
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, Exception) and not isinstance(cause, RuntimeError):
-            raise cause from None
-        raise LostWorkersError(f"The evaluation actor failed: {cause}") from error
-    except (ray.exceptions.RayError, TimeoutError) as error:
-        raise LostWorkersError(f"The evaluation actor did not answer: {error}") from error

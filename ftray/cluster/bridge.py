@@ -25,6 +25,15 @@ class Mailbox:
     def __init__(self) -> None:
         self._events: list[Event] = []
         self._stop: str | None = None
+        self._nodes: dict[int, str] = {}
+
+    def arrived(self, rank: int, node: str) -> None:
+        """From a worker: the id of its node."""
+        self._nodes[rank] = node
+
+    def nodes(self) -> dict[int, str]:
+        """The node of each rank that has arrived; of one that is lost, where it was."""
+        return dict(self._nodes)
 
     def push(self, events: list[Event]) -> str | None:
         """From a worker: events in order; answers with the reason to stop, or None."""

@@ -7,23 +7,22 @@ import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray._private.state import available_resources_per_node
 from ray._private.utils import read_ray_address
 
-from ftray.config import FitConfig
 from ftray.errors import ClusterError
-from ftray.words import counted
 
-__all__ = ["Placement", "Session", "connected", "place", "session_here"]
+__all__ = ["START_TIMEOUT", "Session", "connected", "session_here"]
 
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+"""Ray's name for how long an attempt to start the workers waits for room on the nodes."""
 DEFAULTS = {
+    START_TIMEOUT: "60",
     "RAY_USAGE_STATS_ENABLED": "0",  # no network call that nobody asked for
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # each report waits for the controller's poll
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -32,20 +31,10 @@ DEFAULTS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads slow each other down on shared cores
     "TOKENIZERS_PARALLELISM": "false",
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",  # a Ray job may set the same variables, to what we keep
 }
 CONNECT_TIMEOUT_S = 5.0
-FREE_TIMEOUT_S = 10.0
 JOINED_DEFAULTS = ("OMP_WAIT_POLICY", "TOKENIZERS_PARALLELISM")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Placement:
-    """What the workers of a fit get, and the GPUs that nobody uses then."""
-
-    num_workers: int
-    use_gpu: bool
-    cpus_per_worker: int
-    spare_gpus: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,84 +162,3 @@ def _dashboard() -> str | None:
 
     url = get_dashboard_url()
     return f"http://{url}" if url else None
-
-
-def place(config: FitConfig) -> Placement:
-    """How many workers, and what each gets, on the connected cluster.
-
-    On CPUs every worker gets as many as can be given to all of them: Ray sets the number of
-    threads to the CPUs reserved.
-
-    Raises:
-        ClusterError: if the cluster has not what was asked for, saying what it has.
-    """
-    total = ray.cluster_resources()
-    gpus = int(total.get("GPU", 0))
-    if config.device == "cuda" and not gpus:
-        raise ClusterError("device = 'cuda', but the Ray cluster has no GPU. Try device: auto")
-    use_gpu = gpus > 0 and config.device != "cpu"
-    workers = config.num_workers
-    if workers == "auto":
-        workers = gpus if use_gpu else 1
-    if use_gpu and workers > gpus:
-        raise ClusterError(
-            f"num_workers = {workers}, one GPU each, but the Ray cluster has "
-            f"{counted(gpus, 'GPU')}. "
-            f"Give num_workers: {gpus}, or device: cpu"
-        )
-    return Placement(
-        num_workers=workers,
-        use_gpu=use_gpu,
-        cpus_per_worker=_cpus_for_each(workers, use_gpu),
-        spare_gpus=_free_gpus() - workers if use_gpu and gpus > workers else 0,
-    )
-
-
-def _free_gpus() -> int:
-    """GPUs that nobody holds: an actor that waits for one that others hold would wait for long."""
-    return int(ray.available_resources().get("GPU", 0))
-
-
-def _cpus_for_each(workers: int, use_gpu: bool) -> int:
-    """The most CPUs such that all workers find room, none of them split over nodes.
-
-    CPUs that others hold do not count, but what is just being given back (by a run that ended a
-    moment ago) is waited for.
-    """
-    every = _most_cpus(_total(), workers, use_gpu)
-    if not every:
-        have = sum(int(node.get("CPU", 0)) for node in _total())
-        raise ClusterError(
-            f"num_workers = {workers} needs a CPU for each worker, but the Ray cluster has "
-            f"{have}. Give num_workers: {max(have, 1)}, or 0 to train in this process"
-        )
-    deadline = time.monotonic() + FREE_TIMEOUT_S
-    free = _most_cpus(_available(), workers, use_gpu)
-    while free < every and time.monotonic() < deadline:
-        time.sleep(0.25)
-        free = _most_cpus(_available(), workers, use_gpu)
-    if not free:
-        raise ClusterError(
-            f"num_workers = {workers}: the Ray cluster is large enough, but others hold its CPUs "
-            f"{'or GPUs ' if use_gpu else ''}now. Free: {_available()}"
-        )
-    return free
-
-
-def _most_cpus(nodes: list[dict[str, float]], workers: int, use_gpu: bool) -> int:
-    for cpus in range(int(max((n.get("CPU", 0) for n in nodes), default=0)), 0, -1):
-        room = 0
-        for node in nodes:
-            slots = int(node.get("CPU", 0)) // cpus
-            room += min(slots, int(node.get("GPU", 0))) if use_gpu else slots
-        if room >= workers:
-            return cpus
-    return 0
-
-
-def _total() -> list[dict[str, float]]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _available() -> list[dict[str, float]]:
-    return list(available_resources_per_node().values())

@@ -9,16 +9,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import faiss
 import ray
 import torch
+from ray._private.state import actors
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
-from ftray.cluster.nodes import drivers_node
+from ftray.cluster import inventory
+from ftray.cluster.inventory import Bundle, written
+from ftray.cluster.nodes import drivers_node, naming_node, node_here
+from ftray.cluster.placement import FREE_TIMEOUT_S, Placement, spots
+from ftray.cluster.weights import SharedModel, job_here
+from ftray.errors import ClusterError
 from ftray.runtime.process_group import LostWorkersError
 from ftray.training.evaluate import Evaluated
 from ftray.training.job import Job
@@ -28,55 +35,125 @@ __all__ = ["ActorEvaluator", "start_evaluators"]
 
 RESTARTS = 2
 EVALUATE_TIMEOUT_S = 3600.0
+PLACE_TIMEOUT_S = 120.0
+"""Within this time an actor must have been placed and started, also after its node was lost."""
+LOOK_EVERY_S = 5.0
 NICENESS = 10
 """On busy cores training goes first: who waits for an evaluation waits at the end of the run."""
 
 
 class EvaluatorActor:
-    """Evaluates weights, one after the other; what it needs it reads at its first task."""
+    """Evaluates weights, one after the other; what it needs it reads at its first task.
 
-    def __init__(self) -> None:
+    Args:
+        driver: id of the driver's node.
+    """
+
+    def __init__(self, driver: str) -> None:
         # Ray gives an actor without CPUs one thread
         threads = len(os.sched_getaffinity(0))
         torch.set_num_threads(threads)
         faiss.omp_set_num_threads(threads)
         os.nice(NICENESS)
+        self._driver = driver
         self._evaluator: SnapshotEvaluator | None = None
 
+    def ready(self) -> None:
+        """Answers once the actor has been placed and started."""
+
     @ray.method(max_task_retries=RESTARTS)  # type: ignore[untyped-decorator]
-    def evaluate(self, job: list[Any], number: int, weights: Mapping[str, Tensor]) -> Evaluated:
+    def evaluate(
+        self,
+        job: list[Any],
+        model: SharedModel | None,
+        number: int,
+        weights: Mapping[str, Tensor],
+    ) -> Evaluated:
         """Run an evaluation.
 
         Args:
             job: a list with the reference to the job in the object store.
+            model: for nodes that do not see the base model.
             number: which evaluation.
             weights: of the encoder.
         """
-        if self._evaluator is None:
-            device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-            given = ray.get(job[0])
-            self._evaluator = SnapshotEvaluator(given, device, given.data_workers)
-        return self._evaluator(number, weights)
+        with naming_node(self._driver):
+            if self._evaluator is None:
+                device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+                with job_here(ray.get(job[0]), model) as given:
+                    self._evaluator = SnapshotEvaluator(given, device, given.data_workers)
+            return self._evaluator(number, weights)
 
 
-def start_evaluators(job: Job, spare_gpus: int) -> dict[int, Any]:
+def start_evaluators(job: Job, placement: Placement) -> dict[int, Any]:
     """An actor for each evaluation that overlaps training, by the evaluation's number.
+
+    Where `resources_per_evaluator` says nothing, each gets a GPU as long as the workers leave one
+    free, and else runs beside the driver on what is idle there. What reserves something is placed
+    here, before the workers, on a node where these still find room.
 
     Args:
         job: with the evaluations.
-        spare_gpus: GPUs that the workers leave free; each actor gets one as long as there are any.
+        placement: of the workers, which are not placed yet.
+
+    Raises:
+        ClusterError: if there is no room beside the workers for what was asked for.
     """
-    found: dict[int, Any] = {}
-    for number, spec in enumerate(job.evaluations):
-        if spec.overlap:
-            gpus = 1 if spare_gpus >= 1 else 0
-            spare_gpus -= gpus
-            place = {} if gpus else {"scheduling_strategy": drivers_node(soft=True)}
-            actor = ray.remote(EvaluatorActor).options(
-                num_cpus=0, num_gpus=gpus, max_restarts=RESTARTS, **place
-            )
-            found[number] = actor.remote()
+    numbers = [number for number, spec in enumerate(job.evaluations) if spec.overlap]
+    asked = job.config.resources_per_evaluator
+    bundle = asked if asked is not None else {"GPU": 1.0} if placement.use_gpu else {}
+    if not any(bundle.values()):
+        return {number: _start({}, None) for number in numbers}
+    nodes = _nodes_for(len(numbers), bundle, placement, must=asked is not None)
+    placed = dict(zip(numbers, nodes, strict=True))
+    found = {n: _start(bundle if node else {}, node) for n, node in placed.items()}
+    reserving = [found[n] for n, node in placed.items() if node]
+    try:
+        ray.get([actor.ready.remote() for actor in reserving], timeout=PLACE_TIMEOUT_S)
+    except ray.exceptions.GetTimeoutError:
+        for actor in found.values():
+            ray.kill(actor)
+        raise ClusterError(_no_room(bundle, placement)) from None
     return found
+
+
+def _nodes_for(
+    count: int, bundle: Bundle, placement: Placement, *, must: bool
+) -> Sequence[str | None]:
+    """Nodes with room beside the workers; what is just being given back is waited for."""
+    deadline = time.monotonic() + FREE_TIMEOUT_S
+    nodes = spots([bundle] * count, placement)
+    while must and None in nodes:
+        if time.monotonic() > deadline:
+            raise ClusterError(_no_room(bundle, placement))
+        time.sleep(0.25)
+        nodes = spots([bundle] * count, placement)
+    return nodes
+
+
+def _start(bundle: Bundle, node: str | None) -> Any:
+    """An actor that reserves this, on a node; None = beside the driver."""
+    where = drivers_node(soft=True)
+    if node is not None:  # soft: if the node is lost, another one may do
+        where = NodeAffinitySchedulingStrategy(node, soft=True)
+    left = dict(bundle)
+    actor = ray.remote(EvaluatorActor).options(
+        num_cpus=left.pop("CPU", 0),
+        num_gpus=left.pop("GPU", 0),
+        memory=left.pop("memory", None) or None,
+        resources=left or None,
+        max_restarts=RESTARTS,
+        scheduling_strategy=where,
+    )
+    return actor.remote(node_here())
+
+
+def _no_room(bundle: Bundle, workers: Placement) -> str:
+    return (
+        f"resources_per_evaluator: each evaluation with overlap reserves {written(bundle)}, for "
+        f"which there is no room beside {workers}: the Ray cluster has {inventory.present()}. Give "
+        "less in resources_per_evaluator or resources_per_worker, or leave overlap away"
+    )
 
 
 class ActorEvaluator:
@@ -85,18 +162,21 @@ class ActorEvaluator:
     Args:
         actors: by the number of the evaluation.
         job: a reference to the job.
+        model: for nodes that do not see the base model.
     """
 
-    def __init__(self, actors: Mapping[int, Any], job: Any) -> None:
+    def __init__(self, actors: Mapping[int, Any], job: Any, model: SharedModel | None) -> None:
         self._actors = actors
         self._job = job
+        self._model = model
         self._waiting: dict[Any, int] = {}
         self._moved = time.monotonic()
+        self._looked = self._placed = self._moved
 
     def submit(self, ticket: int, number: int, weights: Mapping[str, Tensor]) -> None:
         """Put the weights into the object store and begin."""
         copy = ray.put(dict(weights))
-        answer = self._actors[number].evaluate.remote([self._job], number, copy)
+        answer = self._actors[number].evaluate.remote([self._job], self._model, number, copy)
         self._waiting[answer] = ticket
 
     def finished(self, wait_s: float = 0.0) -> list[tuple[int, Evaluated]]:
@@ -104,18 +184,34 @@ class ActorEvaluator:
 
         Raises:
             LostWorkersError: if nothing was done for an hour.
+            ClusterError: if an actor whose node was lost finds no other.
         """
         now = time.monotonic()
         if not self._waiting:
-            self._moved = now
+            self._moved = self._placed = now
             return []
         ray.wait(list(self._waiting), num_returns=1, timeout=wait_s)
         done = [answer for answer in self._waiting if ray.wait([answer], timeout=0)[0]]
         if done:
-            self._moved = now
+            self._moved = self._placed = now
         elif now - self._moved > EVALUATE_TIMEOUT_S:
             raise LostWorkersError(f"The evaluation actor did nothing for {EVALUATE_TIMEOUT_S:g} s")
+        elif now - self._looked > LOOK_EVERY_S:
+            self._look(now)
         return [(self._waiting.pop(answer), _result(answer)) for answer in done]
+
+    def _look(self, now: float) -> None:
+        """Notice that an actor waits for room that does not come."""
+        self._looked = now
+        states = [actors(actor._actor_id.hex())["State"] for actor in self._actors.values()]
+        if all(state == "ALIVE" for state in states):
+            self._placed = now
+        elif now - self._placed > PLACE_TIMEOUT_S:
+            raise ClusterError(
+                f"An evaluation with overlap has been waiting for a node for {PLACE_TIMEOUT_S:g} s:"
+                f" the Ray cluster has {inventory.present()}. Give less in "
+                "resources_per_evaluator, or leave overlap away; resume: auto continues the run"
+            )
 
     def close(self) -> None:
         """Drop what is not done; the driver ends the actors."""

@@ -55,10 +55,14 @@ class FailAtOnce(UserCallback):  # type: ignore[misc]
 
     Args:
         mailbox: where a loss is announced.
+        max_failures: how often lost workers are replaced.
+        then: what happens after a loss, for people.
     """
 
-    def __init__(self, mailbox: Any) -> None:
+    def __init__(self, mailbox: Any, max_failures: int, then: str) -> None:
         self._mailbox = mailbox
+        self._left = max_failures
+        self._then = then
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """End the run for a `FatalError`; lost workers go on to Ray's failure policy."""
@@ -66,6 +70,14 @@ class FailAtOnce(UserCallback):  # type: ignore[misc]
             fatal = find_fatal(error)
             if fatal is not None:
                 raise fatal
+        if not any(map(_preempted, worker_exceptions.values())):  # these have a limit of their own
+            self._left -= 1
         ranks = ", ".join(str(rank) for rank in sorted(worker_exceptions))
-        message = f"Workers were lost (reported by rank {ranks}); from the newest checkpoint again"
+        then = self._then if self._left >= 0 else "more often than max_failures: the run ends"
+        message = f"Workers were lost (reported by rank {ranks}); {then}"
         self._mailbox.push.remote([Log(level="WARNING", message=message)])
+
+
+def _preempted(error: Exception) -> bool:
+    """Whether the cloud took a worker's node back."""
+    return bool(getattr(getattr(error, "health_check_failure", error), "preempted", False))

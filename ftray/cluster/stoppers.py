@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from ray.tune import stopper as stoppers
 from ray.tune.stopper import Stopper
 
+from ftray.callbacks.early_stopping import EarlyStopping
 from ftray.callbacks.monitor import Mode, Monitor, Patience, check_monitor, resolve_mode
+from ftray.errors import ConfigError, nearest
 
-__all__ = ["EarlyStoppingStopper"]
+__all__ = ["EarlyStoppingStopper", "as_stopper"]
 
 
 class EarlyStoppingStopper(Stopper):  # type: ignore[misc]
@@ -52,3 +56,45 @@ class EarlyStoppingStopper(Stopper):  # type: ignore[misc]
     def stop_all(self) -> bool:
         """Never: each trial stops for itself."""
         return False
+
+
+def as_stopper(given: Any) -> Stopper:
+    """A stopper of Tune.
+
+    Args:
+        given: an `EarlyStopping`, a stopper, or one of these as YAML names it:
+            `{TrialPlateauStopper: {metric: ndcg_at_20}}`.
+
+    Raises:
+        ConfigError: for anything else, and for options that the class refuses.
+    """
+    if isinstance(given, Stopper):
+        return given
+    if isinstance(given, EarlyStopping):
+        return EarlyStoppingStopper(
+            given.monitor, given.mode, given.patience, given.min_delta, given.baseline
+        )
+    name, options = (given, {}) if isinstance(given, str) else _named(given)
+    known: dict[str, Any] = {
+        each: cls
+        for each, cls in vars(stoppers).items()
+        if isinstance(cls, type) and issubclass(cls, Stopper) and cls is not Stopper
+    }
+    known["EarlyStopping"] = EarlyStoppingStopper
+    if name not in known:
+        raise ConfigError(f"stop: there is no stopper '{name}'.{nearest(name, known)}")
+    try:
+        stopper: Stopper = known[name](**options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"stop: {name}: {error} (given: {options})") from None
+    return stopper
+
+
+def _named(given: Any) -> tuple[str, dict[str, Any]]:
+    if not isinstance(given, Mapping) or len(given) != 1:
+        raise ConfigError(
+            f"stop: {given!r}: an EarlyStopping or a stopper of ray.tune is expected, as in "
+            "{TrialPlateauStopper: {metric: val_loss}}"
+        )
+    ((name, options),) = given.items()
+    return str(name), dict(options or {})

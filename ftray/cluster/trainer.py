@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
+from contextlib import ExitStack
+from itertools import chain
 from typing import Any
 
 import ray
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from ftray import errors
 from ftray.callbacks.best_model import BestModelCheckpoint
+from ftray.cluster import inventory
 from ftray.cluster.actors import SCORE_TIMEOUT_S, start_scorers
 from ftray.cluster.bridge import open_mailbox
-from ftray.cluster.connect import Placement, connected, place
+from ftray.cluster.connect import DEFAULTS, START_TIMEOUT, connected
 from ftray.cluster.evaluators import start_evaluators
 from ftray.cluster.failures import FailAtOnce, find_fatal
+from ftray.cluster.nodes import node_here
+from ftray.cluster.placement import Placement, place
+from ftray.cluster.shards import start_shards
+from ftray.cluster.watch import NodeWatch
+from ftray.cluster.weights import SharedModel, share_model
 from ftray.cluster.worker import train_worker
 from ftray.errors import RunFailedError
 from ftray.events import FitEnded
 from ftray.record.session import RunSession
 from ftray.record.storage import Storage
 from ftray.training.job import Job
+from ftray.words import counted
 
 __all__ = ["fit_on_ray"]
 
 POLL_S = 0.25
 COLLECTIVE_TIMEOUT_S = int(SCORE_TIMEOUT_S) + 300
 """Ranks wait for each other while rank 0 waits for the scores."""
-CONTROLLER_FAILURES = 3
+START_ATTEMPTS = 5
+"""Each waits `connect.START_TIMEOUT` for room on the nodes."""
 PREEMPTIONS = 100
 WIND_DOWN_S = 30.0
 SNAPSHOT = "checkpoints/checkpoint_manager_snapshot.json"
@@ -56,27 +68,68 @@ def fit_on_ray(job: Job, session: RunSession) -> FitEnded:
         FtrayError: what a worker raised.
         RunFailedError: if workers were lost more often than `max_failures`.
     """
-    with connected() as dashboard:
+    with connected() as dashboard, ExitStack() as ending:
         placement = place(job.config)
         if dashboard:
             session.say(f"Ray dashboard: {dashboard}")
+
+        def kept(*started: Any) -> None:
+            for actor in started:
+                ending.callback(ray.kill, actor)
+
+        ending.callback(_tidy_snapshot, session.storage)
         mailbox = open_mailbox()
+        kept(mailbox)
         scorers = start_scorers(len(job.evaluations))
-        evaluators = start_evaluators(job, placement.spare_gpus)
-        try:
-            setup = {
-                "job": ray.put(job),
-                "mailbox": mailbox,
-                "scorers": scorers,
-                "evaluators": evaluators,
-            }
-            session.storage.delete(SNAPSHOT)  # we continue from our own record
-            trainer = _trainer(job, setup, placement, cleaner=dashboard is not None)
-            return _watch(trainer, mailbox, session)
-        finally:
-            for actor in (mailbox, *scorers, *evaluators.values()):
-                ray.kill(actor)
-            _tidy_snapshot(session.storage)
+        kept(*scorers)
+        shards = start_shards(job.config.index_shards, job.evaluations)
+        kept(*chain(*shards.values()))
+        for number, actors in shards.items():
+            where = f"the index of '{job.evaluations[number].name}'"
+            session.say(f"index_shards: {where} is in {counted(len(actors), 'shard')}")
+        evaluators = start_evaluators(job, placement)
+        kept(*evaluators.values())
+        setup = {
+            "driver": node_here(),
+            "job": ray.put(job),
+            "model": _shared(job, session),
+            "mailbox": mailbox,
+            "scorers": scorers,
+            "shards": shards,
+            "evaluators": evaluators,
+        }
+        session.storage.delete(SNAPSHOT)  # we continue from our own record
+        trainer = _trainer(
+            job, setup, placement, cleaner=dashboard is not None and not _in_an_actor()
+        )
+        return _watch(trainer, mailbox, session, placement)
+
+
+def _shared(job: Job, session: RunSession) -> SharedModel | None:
+    """The base model for other nodes."""
+    model = share_model(job)
+    if model is not None and len(inventory.alive()) > 1:
+        size = f"{model.size / 1e6:,.1f} MB"
+        session.say(f"The model's folder ({size}) reaches other nodes through the object store")
+    return model
+
+
+def _patience_s() -> float:
+    """How long the workers wait for room on the nodes, over all attempts."""
+    return START_ATTEMPTS * float(os.environ.get(START_TIMEOUT, DEFAULTS[START_TIMEOUT]))
+
+
+def _then(placement: Placement) -> str:
+    """What follows when workers were lost."""
+    return (
+        f"from the newest checkpoint again, as soon as there is room for {placement} "
+        f"(waiting for at most {_patience_s():g} s)"
+    )
+
+
+def _in_an_actor() -> bool:
+    """Whether this is a trial of a sweep: it is always ended in good order, with its groups."""
+    return ray.get_runtime_context().get_actor_id() is not None
 
 
 def _tidy_snapshot(storage: Storage) -> None:
@@ -120,10 +173,9 @@ def _trainer(
         scaling_config=ScalingConfig(
             num_workers=placement.num_workers,
             use_gpu=placement.use_gpu,
-            resources_per_worker={
-                "CPU": placement.cpus_per_worker,
-                **({"GPU": 1} if placement.use_gpu else {}),
-            },
+            resources_per_worker=placement.bundle,
+            accelerator_type=job.config.accelerator_type,
+            label_selector=placement.label_selector,
         ),
         run_config=RunConfig(
             name="checkpoints",
@@ -132,15 +184,17 @@ def _trainer(
             failure_config=FailureConfig(
                 max_failures=job.config.max_failures,
                 max_preemption_failures=PREEMPTIONS,
-                controller_failure_limit=CONTROLLER_FAILURES,
+                controller_failure_limit=START_ATTEMPTS - 1,
             ),
-            callbacks=[FailAtOnce(setup["mailbox"])],
+            callbacks=[FailAtOnce(setup["mailbox"], job.config.max_failures, _then(placement))],
             logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),
         ),
     )
 
 
-def _watch(trainer: TorchTrainer, mailbox: Any, session: RunSession) -> FitEnded:
+def _watch(
+    trainer: TorchTrainer, mailbox: Any, session: RunSession, placement: Placement
+) -> FitEnded:
     """Run the trainer in a thread; this thread hears signals and passes events on."""
     outcome: dict[str, Any] = {}
 
@@ -152,10 +206,12 @@ def _watch(trainer: TorchTrainer, mailbox: Any, session: RunSession) -> FitEnded
 
     thread = threading.Thread(target=work, name="ftray-trainer", daemon=True)
     thread.start()
+    nodes = NodeWatch(mailbox, session.say, placement.num_workers)
     try:
         while thread.is_alive():
             thread.join(POLL_S)
             _pass_on(mailbox, session)
+            nodes.look()
     except BaseException:
         # the workers must not go on without a driver: this session may outlive the run
         mailbox.drain.remote("the driver was cut off")
@@ -163,7 +219,8 @@ def _watch(trainer: TorchTrainer, mailbox: Any, session: RunSession) -> FitEnded
         raise
     _pass_on(mailbox, session)
     if "error" in outcome:
-        raise _readable(outcome["error"])
+        nodes.look(now=True)
+        raise _readable(outcome["error"], placement)
     ended: FitEnded = outcome["result"].return_value
     return ended
 
@@ -181,12 +238,19 @@ def _pass_on(mailbox: Any, session: RunSession) -> None:
         session.emit(event)
 
 
-def _readable(error: BaseException) -> Exception:
+def _readable(error: BaseException, placement: Placement) -> Exception:
     fatal = find_fatal(error)
     if fatal is not None:
         cls = getattr(errors, fatal.kind, RunFailedError) if fatal.kind else RunFailedError
         readable: Exception = cls(fatal.message)
         return readable
+    if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+        return RunFailedError(
+            f"There was no room for {placement} within {_patience_s():g} s: the Ray cluster has "
+            f"{inventory.present()}. What was trained is kept; resume: auto continues, also with "
+            f"another num_workers. {START_TIMEOUT} sets how long each of {START_ATTEMPTS} attempts "
+            "waits"
+        )
     if isinstance(error, Exception):
         first = str(error).strip().splitlines()
         return RunFailedError(

@@ -6,7 +6,7 @@ import gc
 import logging
 import platform
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -19,6 +19,8 @@ from ftray.cluster.actors import ActorScorer, load_scorers
 from ftray.cluster.bridge import Sender
 from ftray.cluster.evaluators import ActorEvaluator
 from ftray.cluster.failures import FatalError
+from ftray.cluster.nodes import naming_node, node_here
+from ftray.cluster.weights import job_here
 from ftray.collector import collector_paused
 from ftray.errors import FtrayError, StorageError
 from ftray.events import Event, Log
@@ -30,6 +32,7 @@ from ftray.runtime.process_group import (
     SingleProcess,
 )
 from ftray.training.loop import Loop
+from ftray.words import counted
 
 __all__ = ["RayRuntime", "train_worker"]
 
@@ -40,16 +43,24 @@ class RayRuntime:
     Args:
         sender: the way to the driver.
         scorers: handles of the evaluation actors.
+        shards: handles of the actors that hold an evaluation's index, by its number.
         evaluator: the way to those that evaluate while training goes on.
     """
 
-    def __init__(self, sender: Sender, scorers: Sequence[Any], evaluator: ActorEvaluator) -> None:
+    def __init__(
+        self,
+        sender: Sender,
+        scorers: Sequence[Any],
+        shards: Mapping[int, Sequence[Any]],
+        evaluator: ActorEvaluator,
+    ) -> None:
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
-        self.where = f"on {self.world_size} Ray worker{'s' if self.world_size > 1 else ''}"
         single = self.world_size == 1
+        between = "" if single else f" ({torch.distributed.get_backend()})"
+        self.where = f"on {counted(self.world_size, 'Ray worker')}{between}"
         group: Collectives = (
             SingleProcess(self.device) if single else ProcessGroupCollectives(self.device)
         )
@@ -58,7 +69,9 @@ class RayRuntime:
         self.broadcast = group.broadcast
         self.barrier = group.barrier
         self._sender = sender
-        self._scorers = [ActorScorer(actor) for actor in scorers]
+        self._scorers = [
+            ActorScorer(actor, shards.get(number, ())) for number, actor in enumerate(scorers)
+        ]
         self.evaluator = evaluator
 
     def emit(self, event: Event) -> None:
@@ -98,17 +111,19 @@ def train_worker(setup: dict[str, Any]) -> Any:
     """The function that Ray Train runs on every worker; rank 0's `FitEnded` is the result."""
     logging.getLogger(reports.__file__).setLevel(logging.WARNING)  # our record says it better
     sender = Sender(setup["mailbox"])
-    job = ray.get(setup["job"])
-    evaluator = ActorEvaluator(setup["evaluators"], setup["job"])
-    runtime = RayRuntime(sender, setup["scorers"], evaluator)
+    setup["mailbox"].arrived.remote(ray.train.get_context().get_world_rank(), node_here())
+    given = ray.get(setup["job"])
+    evaluator = ActorEvaluator(setup["evaluators"], setup["job"], setup["model"])
+    runtime = RayRuntime(sender, setup["scorers"], setup["shards"], evaluator)
     try:
-        _check_storage(job.run_uri)
+        _check_storage(given.run_uri)
         if runtime.rank == 0:
-            load_scorers(setup["scorers"], setup["job"])
-        with collector_paused():
-            loop = Loop(job, runtime)
-        gc.freeze()  # this process holds what was imported for as long as it lives
-        return loop.run()
+            load_scorers(setup["scorers"], setup["job"], setup["shards"])
+        with job_here(given, setup["model"]) as job, naming_node(setup["driver"]):
+            with collector_paused():
+                loop = Loop(job, runtime)
+            gc.freeze()  # this process holds what was imported for as long as it lives
+            return loop.run()
     except LostWorkersError:
         raise
     except FtrayError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,10 @@ import pyarrow as pa
 
 from ftray.evaluation.spec import EvaluationSpec
 
-__all__ = ["Scorer", "Scores"]
+__all__ = ["Collector", "Scorer", "Scores"]
 
 Floats = npt.NDArray[np.float32]
+Numbers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,20 +39,49 @@ class Scores:
     queries_without_relevant: int = 0
 
 
-class Scorer(ABC):
-    """Collects the encoded batches of one evaluation.
+class Collector:
+    """Keeps the encoded batches of each side until they are put together.
+
+    Args:
+        batches: for each side its batches, as rows of the whole.
+    """
+
+    def __init__(self, batches: Mapping[str, Sequence[Numbers]]) -> None:
+        self._batches = batches
+        self._parts: dict[str, dict[int, Floats]] = defaultdict(dict)
+
+    def add(self, side: str, batch: int, vectors: Floats) -> None:
+        """Keep the vectors of one batch; a batch sent again replaces the former one."""
+        self._parts[side][batch] = vectors
+
+    def _assemble(self, side: str) -> Floats:
+        """The vectors of one side in the order of its rows, `(N, D)`; forgets its batches.
+
+        `(0, 0)` if the side has no batches.
+
+        Raises:
+            RuntimeError: if a batch is missing.
+        """
+        batches, parts = self._batches[side], self._parts.pop(side, {})
+        missing = [i for i in range(len(batches)) if i not in parts]
+        if missing:
+            raise RuntimeError(f"{len(missing)} of {len(batches)} {side} batches did not arrive")
+        width = parts[0].shape[1] if parts else 0
+        vectors = np.empty((sum(map(len, batches)), width), np.float32)
+        for number, batch in enumerate(batches):
+            vectors[batch] = parts.pop(number)  # never all of them twice in memory
+        return vectors
+
+
+class Scorer(Collector, ABC):
+    """Collects the encoded batches of one evaluation, and scores them.
 
     Args:
         spec: the evaluation.
     """
 
     def __init__(self, spec: EvaluationSpec) -> None:
-        self._batches = spec.batches
-        self._parts: dict[str, dict[int, Floats]] = defaultdict(dict)
-
-    def add(self, side: str, batch: int, vectors: Floats) -> None:
-        """Keep the vectors of one batch; a batch sent again replaces the former one."""
-        self._parts[side][batch] = vectors
+        super().__init__(spec.batches)
 
     def flush(self) -> None:
         """Nothing is on its way: what was added is here."""
@@ -63,14 +94,3 @@ class Scorer(ABC):
         Raises:
             RuntimeError: if a batch is missing (an encoder died between adding and scoring).
         """
-
-    def _assemble(self, side: str) -> Floats:
-        """The vectors of one side in the order of its texts, `(N, D)`; forgets its batches."""
-        batches, parts = self._batches[side], self._parts.pop(side, {})
-        missing = [i for i in range(len(batches)) if i not in parts]
-        if missing:
-            raise RuntimeError(f"{len(missing)} of {len(batches)} {side} batches did not arrive")
-        vectors = np.empty((sum(map(len, batches)), parts[0].shape[1]), np.float32)
-        for number, batch in enumerate(batches):
-            vectors[batch] = parts[number]
-        return vectors

@@ -20,6 +20,7 @@ from ftray.models.pictures import thumbnail
 __all__ = ["RetrievalScorer", "make_scorer"]
 
 Floats = npt.NDArray[np.float32]
+Numbers = npt.NDArray[np.int64]
 
 
 def make_scorer(spec: EvaluationSpec) -> Scorer:
@@ -41,13 +42,8 @@ class RetrievalScorer(Scorer):
     def score(self) -> Scores:
         """Index, search and judge all batches; see `Scorer.score`."""
         spec, data = self._spec, self._spec.data
-        documents = self._assemble("index")
-        places = spec.query_places
-        queries = self._assemble("query") if places is None else documents[places]
-        index = ExactIndex(documents.shape[1], spec.distance)
-        index.add(data.document_ids, documents)
+        found, ranked = self._search()
         own = data.own_document if spec.exclude_self else None
-        found, ranked = index.search(queries, spec.limit, exclude=own)
         judged = judge(
             ranked, data.groups, data.group_starts, data.group_documents, data.group_grades, own
         )
@@ -74,6 +70,17 @@ class RetrievalScorer(Scorer):
             query_images=pictures,
             queries_without_relevant=int((judged.relevant == 0).sum()),
         )
+
+    def _search(self) -> tuple[Floats, Numbers]:
+        """Scores and positions of the best documents of every query, `(Q, K)`; see `ExactIndex`."""
+        spec, data = self._spec, self._spec.data
+        documents = self._assemble("index")
+        places = spec.query_places
+        queries = self._assemble("query") if places is None else documents[places]
+        index = ExactIndex(documents.shape[1], spec.distance)
+        index.add(data.document_ids, documents)
+        own = data.own_document if spec.exclude_self else None
+        return index.search(queries, spec.limit, exclude=own)
 
     def _examples(
         self, ranked: Any, found: Floats

@@ -11,7 +11,7 @@ Shapes: `Q` queries, `N` documents, `D` embedding width, `K` cut-off.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import faiss
@@ -21,16 +21,14 @@ import numpy.typing as npt
 from ftray.errors import ConfigError, DataError
 from ftray.evaluation.spec import check_distance
 
-__all__ = ["ExactIndex"]
+__all__ = ["ExactIndex", "check_finite", "tie_ranks"]
 
 Floats = npt.NDArray[np.float64]
 Floats32 = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
-"""What `ExactIndex` can rank by."""
-
 _BLOCK_QUERIES = 256
-_ADD_ROWS = 1 << 16
+_ADD_ROWS = 1 << 13
 _MAX_CANDIDATES = 1 << 22  # per pass; bounds memory where many documents tie
 _MAX_PRODUCTS = 1 << 20  # float64 numbers held while candidates are scored
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -233,7 +231,7 @@ class ExactIndex:
 
     def _ranks(self) -> Ints:
         if self._tie_rank is None:
-            self._tie_rank = _tie_ranks(self.ids)
+            self._tie_rank = tie_ranks(self.ids)
         return self._tie_rank
 
     def _prepared(self, rows: Floats32) -> Floats32:
@@ -251,17 +249,36 @@ class ExactIndex:
                 f"The index holds vectors of width {self.dim}: expected an array "
                 f"(number, {self.dim}) of {what} vectors, got shape {rows.shape}."
             )
-        finite = np.isfinite(rows).all(axis=1)
-        if not finite.all():
-            bad = np.flatnonzero(~finite)
-            first = int(bad[0])
-            named = f"'{ids[first]}'" if ids is not None and first < len(ids) else f"number {first}"
-            raise DataError(
-                f"The vector of {what} {named} holds NaN or infinity ({bad.size} of "
-                f"{len(rows)} {what} vectors do). The model's output is broken, or its "
-                "training diverged: a smaller learning_rate is the usual cure."
-            )
+
+        def name(row: int) -> str:
+            return f"'{ids[row]}'" if ids is not None and row < len(ids) else f"number {row}"
+
+        check_finite(rows, what, name)
         return rows
+
+
+def check_finite(rows: Floats32, what: str, name: Callable[[int], str]) -> None:
+    """Refuse vectors that hold NaN or infinity.
+
+    Args:
+        rows: `(n, D)`.
+        what: whose they are, "document" or "query".
+        name: which one that of a row is.
+
+    Raises:
+        DataError: with the first one.
+    """
+    finite = np.ones(len(rows), bool)
+    for start in range(0, len(rows), _ADD_ROWS):  # not as many truth values as numbers
+        part = slice(start, start + _ADD_ROWS)
+        finite[part] = np.isfinite(rows[part]).all(axis=1)
+    bad = np.flatnonzero(~finite)
+    if bad.size:
+        raise DataError(
+            f"The vector of {what} {name(int(bad[0]))} holds NaN or infinity ({bad.size} of "
+            f"{len(rows)} {what} vectors do). The model's output is broken, or its "
+            "training diverged: a smaller learning_rate is the usual cure."
+        )
 
 
 def _norms(rows: Floats32) -> Floats:
@@ -270,7 +287,7 @@ def _norms(rows: Floats32) -> Floats:
     return np.asarray(np.sqrt((wide * wide).sum(axis=1)))
 
 
-def _tie_ranks(ids: Sequence[str]) -> Ints:
+def tie_ranks(ids: Sequence[str]) -> Ints:
     """Each document's place when ids are sorted descending; the lower wins a tie."""
     ranks = np.empty(len(ids), np.int64)
     ranks[sorted(range(len(ids)), key=ids.__getitem__, reverse=True)] = np.arange(len(ids))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,12 +18,13 @@ from ftray.launch.places import MODEL, Place, find_place
 from ftray.record.environment import environment
 from ftray.record.facts import callback_facts, check_same, data_facts, plain
 from ftray.record.reader import RecordReader
+from ftray.record.storage import Storage
 
 if TYPE_CHECKING:
     from ftray.models.live import LiveModel
     from ftray.training.job import Job
 
-__all__ = ["Start", "made_ready"]
+__all__ = ["Start", "job_of", "made_ready"]
 
 DATA_FIELDS = ("train_data", "eval_data")
 
@@ -45,11 +46,34 @@ class Start:
     model_copy: Path | None
 
 
+def job_of(config: FitConfig) -> Job:
+    """The job of a fit that is not to be run itself: its data are for others.
+
+    Raises:
+        FtrayError: for whatever the user got wrong.
+    """
+    with _copied_model(config) as live, collector_paused():
+        nowhere = Place(Storage(config.storage_path), exists=False, resumed=False)
+        return _job(config, live, nowhere)
+
+
 @contextmanager
-def made_ready(config: FitConfig) -> Iterator[Start]:
+def made_ready(
+    config: FitConfig,
+    *,
+    known: Job | None = None,
+    may_differ: Collection[str] = (),
+    notes: Sequence[str] = (),
+) -> Iterator[Start]:
     """Find the place, copy a model object, read the data, check all that can be checked.
 
     A copy of a model object lies in a temporary folder, which is there until the context ends.
+
+    Args:
+        config: what the user wants.
+        known: a job with the same data and callbacks, which are then taken from it.
+        may_differ: options that a resumed run need not keep.
+        notes: more lines for the log.
 
     Raises:
         FtrayError: for whatever the user got wrong.
@@ -57,10 +81,11 @@ def made_ready(config: FitConfig) -> Iterator[Start]:
     place = find_place(config)
     with _copied_model(config) as live:
         with collector_paused():
-            job = replace(_job(config, live, place), run_id=_run_id(place))
+            job = _job(config, live, place, known)
+            job = replace(job, run_id=_run_id(place), notes=(*job.notes, *notes))
         facts = _facts(config, job, live)
         if place.resumed:
-            check_same(RecordReader(place.storage).config(), facts, place.storage.uri)
+            check_same(RecordReader(place.storage).config(), facts, place.storage.uri, may_differ)
         copy = None if live is None else live.folder
         yield Start(place=place, job=job, facts=facts, model_copy=copy)
 
@@ -71,13 +96,13 @@ def _run_id(place: Place) -> str:
     return str(known or uuid.uuid4().hex[:8])
 
 
-def _job(config: FitConfig, live: LiveModel | None, place: Place) -> Job:
+def _job(config: FitConfig, live: LiveModel | None, place: Place, known: Job | None = None) -> Job:
     from ftray.training.job import prepare
 
     if live is None:
-        return prepare(config, place.storage.uri)
+        return prepare(config, place.storage.uri, known=known)
     named = config.model_copy(update={"model": str(live.folder)})
-    return _of_copy(prepare(named, place.storage.uri, live.module), live, place)
+    return _of_copy(prepare(named, place.storage.uri, live.module, known), live, place)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,19 +107,22 @@ def _options(callback: object) -> dict[str, Any]:
     return options
 
 
-def check_same(before: Mapping[str, Any], now: Mapping[str, Any], run: str) -> None:
+def check_same(
+    before: Mapping[str, Any], now: Mapping[str, Any], run: str, but: Collection[str] = ()
+) -> None:
     """Refuse to continue a run with other data, other callbacks or other mathematics.
 
     Args:
         before: the content of `run.yaml`.
         now: what would be written there for a fresh run.
         run: the run's path, for messages.
+        but: options that may differ.
 
     Raises:
         ConfigError: with what the run was started with, and what was given.
     """
     was, given = before.get("config", {}), now["config"]
-    for name in SAME_ON_RESUME:
+    for name in [name for name in SAME_ON_RESUME if name not in but]:
         now_it_is = given[name]
         if name == "csv_options" and name in was:
             now_it_is = _known(was[name], now_it_is)

@@ -28,7 +28,8 @@ from ftray.events import (
 from ftray.record.storage import Storage
 from ftray.record.writer import PART, weights_key
 
-__all__ = ["RecordReader", "final_evaluations", "first_evaluations"]
+__all__ = ["RecordReader", "artifact_value", "final_evaluations", "first_evaluations"]
+__all__ += ["process_seems_alive"]
 
 GONE_AFTER_S = 180.0
 
@@ -60,7 +61,7 @@ class RecordReader:
             status: dict[str, Any] = json.loads(self.storage.read_text("status.json"))
         except ValueError as error:
             return {"status": "FAILED", "details": f"status.json is damaged: {error}"}
-        if status["status"] in ("CREATED", "STARTED") and not _alive(status):
+        if status["status"] in ("CREATED", "STARTED") and not process_seems_alive(status):
             status.update(
                 status="FAILED",
                 details=f"the process that ran it ({status.get('pid')} on {status.get('host')}) is "
@@ -258,6 +259,23 @@ def final_evaluations(events: Sequence[Event]) -> list[EvaluationEnded]:
     return list(newest.values())
 
 
+def artifact_value(reader: RecordReader, metric: str) -> float | None:
+    """A metric of the very weights that a run's artifact holds; None where it is not known.
+
+    Args:
+        reader: of a run that is over.
+        metric: its key: of an evaluation, or `val_loss` or `train_loss` of an epoch.
+    """
+    events = reader.events()
+    value = _by_key(final_evaluations(events)).get(metric)
+    ended = next((e for e in reversed(events) if isinstance(e, FitEnded)), None)
+    if value is not None or ended is None:
+        return value
+    epochs = [e for e in events if isinstance(e, EpochEnded) and metric in e.metrics]
+    of_step = [e.metrics[metric] for e in epochs if e.global_step == ended.artifact_step]
+    return of_step[-1] if of_step else None
+
+
 def _by_key(evaluations: Sequence[EvaluationEnded]) -> dict[str, float]:
     return {e.keys[name]: value for e in evaluations for name, value in e.metrics.items()}
 
@@ -285,7 +303,8 @@ def _beyond(event: Event, at: tuple[int, int], global_step: int) -> bool:
     return isinstance(event, EvaluationEnded) and event.global_step > global_step
 
 
-def _alive(status: dict[str, Any]) -> bool:
+def process_seems_alive(status: dict[str, Any]) -> bool:
+    """Whether the process that wrote `pid`, `host` and `seen_s` goes on, as far as one can tell."""
     if time.time() - status.get("seen_s", 0.0) > GONE_AFTER_S:
         return False  # also where another process has the pid by now
     if status.get("host") != platform.node() or "pid" not in status:

@@ -54,8 +54,12 @@ class StopRequests:
         if self._reason is None and now - self._looked > CHECK_EVERY_S:
             self._looked = now
             if self._storage.exists(STOP_FILE):
-                self._reason = "a stop was requested"
+                self._reason = self._storage.read_text(STOP_FILE) or "a stop was requested"
         return self._reason
+
+    def look(self) -> None:
+        """Look at the file at the next call, however short the last look lies back."""
+        self._looked = 0.0
 
     @contextmanager
     def on_signals(self, say: Callable[[str], None]) -> Iterator[None]:

@@ -12,7 +12,7 @@ from ftray.report.contents import Contents, Steps
 from ftray.report.figures import number
 from ftray.words import counted
 
-__all__ = ["clock", "data", "environment", "facts", "log"]
+__all__ = ["clock", "data", "environment", "facts", "log", "span"]
 
 LOG_LINES = 40
 LONGEST_LOG_LINE = 2000
@@ -65,9 +65,9 @@ def _when(contents: Contents) -> Iterable[tuple[str, str]]:
     yield "Started", clock(begun)
     ended = times.get("ended_s")
     if ended is not None:
-        yield "Ended", f"{clock(ended)}, after {_span(ended - begun)}"
+        yield "Ended", f"{clock(ended)}, after {span(ended - begun)}"
     else:
-        yield "So far", _span(contents.written_s - begun)
+        yield "So far", span(contents.written_s - begun)
 
 
 def _epochs_words(contents: Contents) -> str:
@@ -136,9 +136,9 @@ def _evaluated_sources(callbacks: Iterable[Any]) -> dict[str, str]:
     return found
 
 
-def environment(contents: Contents) -> Iterable[tuple[str, str]]:
+def environment(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     """Machine, versions, command and commit: labels and values; and when the run was continued."""
-    found = contents.facts.get("environment")
+    found = facts.get("environment")
     known = dict(found) if isinstance(found, Mapping) else {}
     versions = known.pop("versions", None) or {}
     command = known.pop("command", None)
@@ -149,7 +149,7 @@ def environment(contents: Contents) -> Iterable[tuple[str, str]]:
         yield "command", " ".join(map(str, command)) if isinstance(command, list) else str(command)
     for name, version in versions.items():
         yield name, str(version or "not installed")
-    for attempt in contents.facts.get("resumed") or []:
+    for attempt in facts.get("resumed") or []:
         changed = attempt.get("config") or {}
         text = yaml.safe_dump(changed, default_flow_style=True, width=1000).strip()
         words = f"{clock(attempt.get('started_s', 0.0))}" + (f", with {text}" if changed else "")
@@ -171,8 +171,8 @@ def clock(time_s: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(time_s)).strip()
 
 
-def _span(seconds: float) -> str:
-    """`12 s`, `2 min 47 s`, `3 h 05 min`."""
+def span(seconds: float) -> str:
+    """A duration: `12 s`, `2 min 47 s`, `3 h 05 min`."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{max(0.0, seconds):.1f} s" if whole < 10 else f"{whole} s"

@@ -21,8 +21,9 @@ from ftray.report.contents import Contents
 from ftray.report.quality import AlphaCurve
 from ftray.report.svg import INKS, figure_svg
 
-__all__ = ["Marks", "Picture", "alpha_picture", "loss_picture", "metric_picture", "rate_picture"]
-__all__ += ["number", "tradeoff_picture"]
+__all__ = ["LABEL", "SMALL", "TICK", "WIDE", "Marks", "Picture", "alpha_picture", "as_picture"]
+__all__ += ["equal_digits", "loss_picture", "mark_label", "mark_point", "metric_picture", "number"]
+__all__ += ["plain_axes", "rate_picture", "tradeoff_picture"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -79,7 +80,7 @@ def loss_picture(contents: Contents, marks: Marks) -> Picture | None:
     finite = np.isfinite(steps.loss)
     if not finite.any():
         return None
-    figure, axes = _axes(WIDE)
+    figure, axes = plain_axes(WIDE)
     at, low, mean, high = _thinned(steps.at[finite], steps.loss[finite])
     if len(at) < finite.sum():
         axes.fill_between(at, low, high, color=INKS["band"], linewidth=0)
@@ -98,7 +99,7 @@ def loss_picture(contents: Contents, marks: Marks) -> Picture | None:
             f", val_loss from {number(y[0])} to {number(y[-1])}, its least is {number(y.min())}"
         )
     _mark(axes, marks, dict(val))
-    return _picture("Loss", figure, summary + _mark_words(marks) + ".")
+    return as_picture("Loss", figure, summary + _mark_words(marks) + ".")
 
 
 def rate_picture(contents: Contents) -> Picture | None:
@@ -106,7 +107,7 @@ def rate_picture(contents: Contents) -> Picture | None:
     steps = contents.steps
     if not len(steps.at) or not np.isfinite(steps.learning_rate).any():
         return None
-    figure, axes = _axes(SMALL)
+    figure, axes = plain_axes(SMALL)
     at, _, mean, _ = _thinned(steps.at, steps.learning_rate)
     _line(axes, at, mean, "line-1")
     axes.set_ylim(bottom=0)
@@ -114,7 +115,7 @@ def rate_picture(contents: Contents) -> Picture | None:
     most = float(np.nanmax(steps.learning_rate))
     last = float(steps.learning_rate[-1])
     summary = f"The learning rate: at most {most:.2g}, at the last step {last:.2g}."
-    return _picture("Learning rate", figure, summary)
+    return as_picture("Learning rate", figure, summary)
 
 
 def metric_picture(title: str, points: Sequence[tuple[int, float]], marks: Marks) -> Picture | None:
@@ -128,7 +129,7 @@ def metric_picture(title: str, points: Sequence[tuple[int, float]], marks: Marks
     known = [(step, value) for step, value in points if math.isfinite(value)]
     if not known:
         return None
-    figure, axes = _axes(SMALL)
+    figure, axes = plain_axes(SMALL)
     at, _, mean, _ = _thinned(*np.array(known, float).T)
     _line(axes, at, mean, "line-1", points=True)
     _mark(axes, marks, dict(known))
@@ -138,7 +139,7 @@ def metric_picture(title: str, points: Sequence[tuple[int, float]], marks: Marks
         summary += f", at step {last[0]:,}: {number(last[1])}"
     if marks.best in dict(known):
         summary += f", at the best step {marks.best:,}: {number(dict(known)[marks.best or 0])}"
-    return _picture(title, figure, summary + ".")
+    return as_picture(title, figure, summary + ".")
 
 
 # ---------------------------------------------------------------- over alpha
@@ -149,16 +150,16 @@ def alpha_picture(curve: AlphaCurve) -> Picture | None:
     known = [(a, v) for a, v in zip(curve.alphas, curve.values, strict=True) if math.isfinite(v)]
     if not known:
         return None
-    figure, axes = _axes(SMALL, steps=False)
+    figure, axes = plain_axes(SMALL, steps=False)
     axes.xaxis.set_major_locator(MultipleLocator(0.2))
     x, y = np.array(known, float).T
     _line(axes, x, y, "line-1", points=True)
     summary = f"{curve.key} over alpha: " + ", ".join(f"{a:g}: {number(v)}" for a, v in known)
     kept = dict(known).get(curve.kept) if curve.kept is not None else None
     if kept is not None and curve.kept is not None:
-        _point(axes, curve.kept, kept, f"kept: {curve.kept:g}")
+        mark_point(axes, curve.kept, kept, f"kept: {curve.kept:g}")
         summary += f"; alpha {curve.kept:g} is kept"
-    return _picture(curve.key, figure, summary + ".")
+    return as_picture(curve.key, figure, summary + ".")
 
 
 def tradeoff_picture(first: AlphaCurve, second: AlphaCurve) -> Picture | None:
@@ -168,30 +169,30 @@ def tradeoff_picture(first: AlphaCurve, second: AlphaCurve) -> Picture | None:
     points = [point for point in points if all(map(math.isfinite, point))]
     if not points:
         return None
-    figure, axes = _axes((5.6, 3.4), steps=False)
+    figure, axes = plain_axes((5.6, 3.4), steps=False)
     axes.set_xlabel(f"{first.key} →", fontsize=LABEL, color=INKS["muted"], loc="right")
     axes.xaxis.grid(visible=True, color=INKS["rule"], linewidth=0.8)
-    axes.xaxis.set_major_formatter(_equal_digits())
+    axes.xaxis.set_major_formatter(equal_digits())
     axes.xaxis.set_major_locator(MaxNLocator(5))
     _, x, y = np.array(points, float).T
     _line(axes, x, y, "line-1", points=True)
     for alpha, right, up in points:
         if alpha != first.kept:
-            _label(axes, f"{alpha:g}", right, up)
+            mark_label(axes, f"{alpha:g}", right, up)
     if first.kept in common and first.kept is not None:
         at = common.index(first.kept)
-        _point(axes, x[at], y[at], f"kept: {first.kept:g}")
+        mark_point(axes, x[at], y[at], f"kept: {first.kept:g}")
     axes.margins(0.12)
     summary = f"{second.key} (upwards) against {first.key} (to the right) for alpha = " + "; ".join(
         f"{a:g}: {number(u)} and {number(r)}" for a, r, u in points
     )
-    return _picture(f"{second.key} against {first.key}", figure, summary + ".")
+    return as_picture(f"{second.key} against {first.key}", figure, summary + ".")
 
 
 # ---------------------------------------------------------------- how they look
 
 
-def _axes(size: tuple[float, float], *, steps: bool = True) -> tuple[Figure, Axes]:
+def plain_axes(size: tuple[float, float], *, steps: bool = True) -> tuple[Figure, Axes]:
     """Axes with light rules and no box; what a user's settings might change is set here."""
     figure = Figure(figsize=size, facecolor="none", layout="none")  # type: ignore[arg-type]
     left, bottom = (0.78 if size == WIDE else 0.62) / size[0], 0.42 / size[1]
@@ -205,7 +206,7 @@ def _axes(size: tuple[float, float], *, steps: bool = True) -> tuple[Figure, Axe
     axes.yaxis.grid(visible=True, color=INKS["rule"], linewidth=0.8, linestyle="-")
     axes.set_axisbelow(True)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    axes.yaxis.set_major_formatter(_equal_digits())
+    axes.yaxis.set_major_formatter(equal_digits())
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_tick_params(
             which="both", length=0, pad=5, labelsize=TICK, labelcolor=INKS["muted"], labelrotation=0
@@ -217,13 +218,15 @@ def _axes(size: tuple[float, float], *, steps: bool = True) -> tuple[Figure, Axe
     return figure, axes
 
 
-def _equal_digits() -> ScalarFormatter:
+def equal_digits() -> ScalarFormatter:
+    """Numbers of an axis, all with the same digits, and no offset or power beside the axis."""
     digits = ScalarFormatter(useOffset=False, useMathText=False, usetex=False, useLocale=False)
     digits.set_scientific(False)
     return digits
 
 
-def _picture(title: str, figure: Figure, summary: str) -> Picture:
+def as_picture(title: str, figure: Figure, summary: str) -> Picture:
+    """A figure for the page, with its sentence."""
     return Picture(title=title, svg=figure_svg(figure, summary), summary=summary)
 
 
@@ -250,7 +253,7 @@ def _mark(axes: Axes, marks: Marks, values: dict[int, float]) -> None:
     if marks.best is not None:
         value = values.get(marks.best)
         if value is not None and math.isfinite(value):
-            _point(axes, marks.best, value, "best")
+            mark_point(axes, marks.best, value, "best")
         else:
             _rule(axes, marks.best, "best", "best", ":")
     if marks.stop is not None:
@@ -277,14 +280,16 @@ def _rule(axes: Axes, x: float, text: str, ink: str, style: str) -> None:
     )
 
 
-def _point(axes: Axes, x: float, y: float, text: str) -> None:
+def mark_point(axes: Axes, x: float, y: float, text: str) -> None:
+    """A diamond in the ink of what is best, and a text beside it."""
     axes.plot(
         [x], [y], marker="D", markersize=7.5, color=INKS["best"], markeredgewidth=0, linestyle=""
     )
-    _label(axes, text, x, y, "best")
+    mark_label(axes, text, x, y, "best")
 
 
-def _label(axes: Axes, text: str, x: float, y: float, ink: str = "muted") -> None:
+def mark_label(axes: Axes, text: str, x: float, y: float, ink: str = "muted") -> None:
+    """A text beside a point; near the right end it stands at its left."""
     low, high = axes.get_xlim()
     right = x > low + 0.85 * (high - low)
     axes.annotate(

@@ -18,7 +18,8 @@ from ftray.record.writer import DONE, PART
 if TYPE_CHECKING:
     import jinja2
 
-__all__ = ["REPORT", "fresh_report", "is_fresh", "render", "write_report"]
+__all__ = ["RELOAD_EVERY_S", "REPORT", "fresh_report", "is_fresh", "render", "templates"]
+__all__ += ["write_report"]
 
 REPORT = "report.html"
 STATUS = re.compile(r'<meta name="ftray-status" content="(\w+)">')
@@ -74,11 +75,12 @@ def render(reader: RecordReader) -> str:
 
     contents = read_contents(reader)
     values = view_of(contents)
-    return _templates().get_template("page.html").render(reload_s=RELOAD_EVERY_S, **values)
+    return templates().get_template("page.html").render(reload_s=RELOAD_EVERY_S, **values)
 
 
 @lru_cache(maxsize=1)
-def _templates() -> jinja2.Environment:
+def templates() -> jinja2.Environment:
+    """The templates of pages; what they are given is escaped."""
     import jinja2
 
     from ftray.report.figures import number

@@ -7,7 +7,10 @@ by name.
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
 from html import escape
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.path import Path
 from matplotlib.text import Text
 
-__all__ = ["INKS", "figure_svg"]
+__all__ = ["INKS", "figure_svg", "standalone"]
 
 INKS = {
     name: f"#0000{number:02x}"
@@ -51,6 +54,34 @@ def figure_svg(figure: Figure, label: str) -> Markup:
         f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">'
         f"{''.join(renderer.parts)}</svg>"
     )
+
+
+def standalone(svg: str) -> str:
+    """A figure as an SVG file of its own, in the page's light colours on its paper.
+
+    Args:
+        svg: from `figure_svg`.
+    """
+    colors = _light_colors()
+    paper = colors["paper"]
+    found = re.sub(r"var\(--([\w-]+)\)", lambda ink: colors.get(ink[1], ink[0]), svg)
+    (size,) = re.findall(r'viewBox="0 0 ([\d.]+ [\d.]+)"', found)
+    width, height = size.split()
+    ground = f'<rect width="{width}" height="{height}" fill="{paper}"/>'
+    text = (
+        f'<text font-family="system-ui, sans-serif" stroke="{paper}" stroke-width="3" '
+        'stroke-linejoin="round" paint-order="stroke"'
+    )
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}pt" height="{height}pt"'
+    found = found.replace("<text", text).replace("<svg", head, 1)
+    return found.replace(">", f">{ground}", 1)
+
+
+@lru_cache(maxsize=1)
+def _light_colors() -> dict[str, str]:
+    """The colours of the style sheet, of which the light ones come first."""
+    style = files("ftray.report").joinpath("templates", "style.css").read_text("utf-8")
+    return dict(re.findall(r"--([\w-]+): (#\w+)", style.partition("@media")[0]))
 
 
 class _PageRenderer(RendererBase):

@@ -62,7 +62,7 @@ def view_of(contents: Contents) -> dict[str, Any]:
         "times": _times(contents),
         "recipe": recipe(contents.facts),
         "folder": (contents.facts.get("environment") or {}).get("folder"),
-        "environment": list(about.environment(contents)),
+        "environment": list(about.environment(contents.facts)),
         "log": about.log(contents),
     }
 

@@ -244,4 +244,7 @@ def _join_optimizer(
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = tensor
+    options = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
     optimizer.load_state_dict({"state": state, "param_groups": numbers["param_groups"]})
+    for group, configured in zip(optimizer.param_groups, options, strict=True):
+        group.update(configured)  # what it was, except where PBT changed it

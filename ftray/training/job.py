@@ -40,6 +40,8 @@ from ftray.models.routes import local_towers
 from ftray.training.matching import (
     check_fit,
     check_modalities,
+    check_places,
+    check_shards,
     check_whole_steps,
     choose_sampler,
 )
@@ -60,7 +62,7 @@ from ftray.training.optim import (
 from ftray.training.trial import TRIED_ROWS, small_loss, try_loss
 from ftray.words import counted
 
-__all__ = ["Job", "prepare"]
+__all__ = ["Job", "metric_keys", "prepare"]
 
 SMALLEST_CLASS_BATCH = 4
 
@@ -153,13 +155,16 @@ class Job:
         )
 
 
-def prepare(config: FitConfig, run_uri: str, module: Any = None) -> Job:
+def prepare(
+    config: FitConfig, run_uri: str, module: Any = None, known: Job | None = None
+) -> Job:
     """Read the data and check everything that can be checked.
 
     Args:
         config: what the user wants.
         run_uri: where the run is to be.
         module: the `ModuleParts` of a module of the user's, whose weights `config.model` names.
+        known: a job with the same data and callbacks, which are then taken from it.
 
     Raises:
         FtrayError: for whatever the user got wrong.
@@ -168,15 +173,19 @@ def prepare(config: FitConfig, run_uri: str, module: Any = None) -> Job:
     _check_names(config, model, has_module=module is not None)
     takes = model_modalities(model, config.model_options)
     licence, licence_note = read_licence(model)
-    callbacks = resolve_callbacks(config.callbacks)
+    callbacks = resolve_callbacks(config.callbacks) if known is None else [*known.callbacks]
     _check_callbacks(callbacks)
-    train, val = _read(config, takes)
+    train, val = _read(config, takes) if known is None else (known.train, known.val)
     if module is not None:
         takes = takes or _only(train)
     _check_texts_options(config, takes, has_module=module is not None)
     check_fit(config, train)
     batch_size, notes = _batch_size(config, train)
-    evaluations = _evaluations(callbacks, config, model, takes)
+    evaluations = (
+        _evaluations(callbacks, config, model, takes) if known is None else known.evaluations
+    )
+    check_places(config, evaluations)
+    check_shards(config, evaluations)
     if takes is not None:
         check_modalities(config.model, takes, train, val, evaluations)
     _check_monitors(callbacks, config.model, has_val=val is not None)
@@ -334,12 +343,22 @@ def _evaluations(
     )
 
 
-def _check_monitors(callbacks: list[Callback], model: str, *, has_val: bool) -> None:
+def metric_keys(job: Job) -> set[str]:
+    """The keys of all metrics that a run of this job will have."""
+    return _keys(job.callbacks, has_val=job.val is not None)
+
+
+def _keys(callbacks: Sequence[Callback], *, has_val: bool) -> set[str]:
     keys = {"train_loss"} | ({"val_loss"} if has_val else set())
     for callback in callbacks:
         keys.update(callback.metric_names)
         if isinstance(callback, EvaluationCallback):
             keys.update(callback.metric_keys())
+    return keys
+
+
+def _check_monitors(callbacks: list[Callback], model: str, *, has_val: bool) -> None:
+    keys = _keys(callbacks, has_val=has_val)
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
         if isinstance(monitor, str):

@@ -155,8 +155,15 @@ class Learner:
         position.scaler = self.precision.state_dict()
 
     def load_schedule(self, position: Position) -> None:
-        """Continue from what `save_schedule` wrote."""
-        self.scheduler.load_state_dict(position.scheduler)
+        """Continue from what `save_schedule` wrote, at the rates that are configured now.
+
+        Those are what they were, except where PBT changed them.
+        """
+        ticks = {k: v for k, v in position.scheduler.items() if k != "base_lrs"}
+        self.scheduler.load_state_dict(ticks)
+        rates = zip(self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True)
+        for group, (rate, at) in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * at(self.scheduler.last_epoch)
         self.precision.load_state_dict(position.scaler)
 
     def hardware(self) -> dict[str, Any]:

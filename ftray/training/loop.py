@@ -228,6 +228,8 @@ class Loop:
         self.teller.epoch(point.metrics)
         position.epoch, position.step, position.epoch_losses = position.epoch + 1, 0, []
         self._checkpoint(point)
+        if position.epoch < self.config.epochs:
+            self._listen()  # a stop now is one at this very checkpoint
 
     def _step(self, step: int) -> None:
         position = self.position

@@ -8,7 +8,7 @@ from ftray.config import FitConfig
 from ftray.data.dataset import TrainSet
 from ftray.data.plan import Sampler
 from ftray.errors import ConfigError
-from ftray.evaluation.spec import EvaluationSpec
+from ftray.evaluation.spec import EvaluationSpec, RetrievalSpec
 from ftray.losses.base import Needs
 from ftray.losses.metric import CLASSIFICATION_LOSSES, learns_classes
 from ftray.losses.registry import MEMORY_LOSS, loss_needs, takes_triplets
@@ -16,8 +16,17 @@ from ftray.media import Modality
 from ftray.models.catalogue import MODELS
 from ftray.models.kinds import modalities_of_kind
 
-__all__ = ["check_fit", "check_modalities", "check_takes", "check_whole_steps", "choose_sampler"]
+__all__ = [
+    "check_fit",
+    "check_modalities",
+    "check_places",
+    "check_shards",
+    "check_takes",
+    "check_whole_steps",
+    "choose_sampler",
+]
 
+PLACES = ("resources_per_worker", "accelerator_type", "label_selector", "resources_per_evaluator")
 SCORED_LOSS = "CosineSimilarityLoss"
 FOR_LABELS = (
     "Losses for labels are, among others, TripletMarginLoss, SupConLoss, MultiSimilarityLoss and "
@@ -102,6 +111,64 @@ def _check_held(
     raise ConfigError(
         f"{what} holds {_words(holds)}, but the model '{model}' takes {_words(takes)}.{hint}"
     )
+
+
+def check_shards(config: FitConfig, evaluations: Sequence[EvaluationSpec]) -> None:
+    """Refuse `index_shards` where there is no index to cut, or nobody to hold the parts.
+
+    Raises:
+        ConfigError: with what to change.
+    """
+    shards = config.index_shards
+    if shards in ("auto", 1):
+        return
+    ranked = [spec for spec in evaluations if isinstance(spec, RetrievalSpec)]
+    if config.num_workers == 0:
+        raise ConfigError(
+            f"index_shards = {shards} needs Ray, whose actors hold the shards, but num_workers = 0 "
+            "trains without it. Give num_workers: 1, or leave index_shards away"
+        )
+    if not ranked:
+        raise ConfigError(
+            f"index_shards = {shards}, but there is no index: no EvaluationCallback ranks "
+            "documents. Leave index_shards away"
+        )
+    for spec in ranked:
+        if spec.overlap:
+            raise ConfigError(
+                f"index_shards = {shards}, but EvaluationCallback '{spec.name}' has overlap: one "
+                "actor evaluates then, with an index of its own. Leave away one of the two"
+            )
+
+
+def check_places(config: FitConfig, evaluations: Sequence[EvaluationSpec]) -> None:
+    """Refuse options about Ray's nodes where there are none, and those that contradict each other.
+
+    Raises:
+        ConfigError: with what to change.
+    """
+    for name in PLACES:
+        if config.num_workers == 0 and getattr(config, name) is not None:
+            raise ConfigError(
+                f"{name} is about the nodes of Ray, but num_workers = 0 trains in this process. "
+                f"Give num_workers: 1, or leave {name} away"
+            )
+    gpus = (config.resources_per_worker or {}).get("GPU")
+    if config.device == "cpu" and gpus:
+        raise ConfigError(
+            f"device = 'cpu', but resources_per_worker.GPU = {gpus:g}: leave one away"
+        )
+    if config.device == "cuda" and gpus == 0:
+        raise ConfigError("device = 'cuda', but resources_per_worker.GPU = 0: leave one away")
+    if config.resources_per_evaluator is None:
+        return
+    if not any(spec.overlap for spec in evaluations):
+        raise ConfigError(
+            "resources_per_evaluator, but no EvaluationCallback has overlap: true, and only these "
+            "evaluations run in an actor of their own. Leave resources_per_evaluator away"
+        )
+    if config.device == "cpu" and config.resources_per_evaluator.get("GPU"):
+        raise ConfigError("device = 'cpu', but resources_per_evaluator asks for a GPU")
 
 
 def check_whole_steps(model: str, config: FitConfig, items: int | None = None) -> None:

@@ -99,7 +99,20 @@ def alone(folder, tiny_model, labelled_rows):
 
 @pytest.fixture(scope="module")
 def two_workers(session, folder, tiny_model, labelled_rows):
-    return fit(folder, tiny_model, labelled_rows, num_workers=2, callbacks=callbacks(labelled_rows))
+    return fit(
+        folder,
+        tiny_model,
+        labelled_rows,
+        num_workers=2,
+        index_shards=3,
+        callbacks=callbacks(labelled_rows),
+    )
+
+
+def test_the_index_of_two_workers_was_in_shards(alone, two_workers):
+    """So the metrics below are those of shards, too."""
+    assert "the index of 'evaluation' is in 3 shards" in two_workers.logs()
+    assert "shards" not in alone.logs()
 
 
 def test_two_workers_train_the_same_global_batches(alone, two_workers):
@@ -147,6 +160,7 @@ def test_a_lost_worker_is_replaced_and_the_weights_are_bit_equal(
         tiny_model,
         labelled_rows,
         num_workers=2,
+        index_shards=2,
         callbacks=[*callbacks(labelled_rows), KillOnce(7, folder / "killed")],
     )
     assert (folder / "killed").exists()
@@ -156,6 +170,7 @@ def test_a_lost_worker_is_replaced_and_the_weights_are_bit_equal(
     assert all(first[name].equal(second[name]) for name in first)
     assert losses(run) == losses(two_workers)
     assert global_batches(run) == global_batches(two_workers)
+    assert run.metrics() == two_workers.metrics()
 
 
 class Failing(Callback):
@@ -236,7 +251,7 @@ def test_a_run_is_stopped_from_outside(session, folder, tiny_model, labelled_row
 def test_more_workers_than_the_cluster_has_is_refused_with_what_it_has(
     session, folder, tiny_model, labelled_rows
 ):
-    with pytest.raises(ClusterError, match=r"num_workers = 64.*has 2.*num_workers: 2"):
+    with pytest.raises(ClusterError, match=r"num_workers = 64.*room for 2\..*num_workers: 2"):
         fit(folder, tiny_model, labelled_rows, num_workers=64)
 
 

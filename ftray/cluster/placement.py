@@ -1,0 +1,248 @@
+"""Where workers and actors find room on the connected cluster."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ray._private.label_utils import validate_label_selector
+
+from ftray.cluster import inventory
+from ftray.cluster.inventory import ACCELERATOR, Bundle, Node, described, written
+from ftray.config import FitConfig
+from ftray.errors import ClusterError, ConfigError, nearest
+from ftray.words import counted
+
+__all__ = ["FREE_TIMEOUT_S", "Placement", "free_slots", "place", "spots", "worker_bundle"]
+
+FREE_TIMEOUT_S = 10.0
+A_LITTLE = 0.001
+"""How much of an accelerator type's resource Ray has a worker take: it only chooses the node."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """What the workers of a fit get.
+
+    Attributes:
+        num_workers: how many there are.
+        use_gpu: whether they train on GPUs, with NCCL between them; else with gloo.
+        bundle: what each reserves on its node.
+        label_selector: of the nodes, or None.
+    """
+
+    num_workers: int
+    use_gpu: bool
+    bundle: dict[str, float]
+    label_selector: dict[str, str] | None = None
+
+    def __str__(self) -> str:
+        each = " each" if self.num_workers > 1 else ""
+        return f"{counted(self.num_workers, 'worker')} with {written(self.bundle)}{each}"
+
+
+# ---------------------------------------------------------------- the workers of a fit
+
+
+def place(config: FitConfig) -> Placement:
+    """How many workers, and what each gets, on the connected cluster.
+
+    What `resources_per_worker` does not name is found: a GPU for each worker where there are any,
+    and as many CPUs as can be given to all of them, since Ray sets the number of threads to the
+    CPUs reserved.
+
+    Raises:
+        ClusterError: if the cluster has not what was asked for, saying what it has.
+        ConfigError: for a label selector that is none, or shares of GPUs that cannot work.
+    """
+    _check_selector(config)
+    nodes = _allowed(config, inventory.alive())
+    if not nodes:
+        raise ClusterError(_nowhere(config))
+    if config.device == "cuda" and not any(node.resources.get("GPU") for node in nodes):
+        raise ClusterError(
+            f"device = 'cuda', but the Ray cluster has no GPU{_there(config)}. Try device: auto"
+        )
+    bundle = worker_bundle(config)
+    share = bundle.get("GPU", 0.0)
+    if config.num_workers != "auto":
+        workers = config.num_workers
+    else:  # on shares of GPUs one, as on CPUs
+        workers = max(sum(n.slots({"GPU": share}) for n in nodes), 1) if share >= 1 else 1
+    if workers > 1 and 0 < share <= 0.5:
+        raise ConfigError(
+            f"resources_per_worker.GPU = {share:g} with num_workers = {workers}: two workers would "
+            "share a GPU, which NCCL refuses. Give more than half a GPU, or num_workers: 1"
+        )
+    selector = dict(config.label_selector) if config.label_selector else None
+    wanted = Placement(
+        num_workers=workers, use_gpu=share > 0, bundle=bundle, label_selector=selector
+    )
+    return _with_room(config, wanted, nodes)
+
+
+def worker_bundle(config: FitConfig) -> dict[str, float]:
+    """The least that a worker of this fit reserves: one CPU where nothing is said of CPUs."""
+    bundle: dict[str, float] = {"CPU": 1.0, **(config.resources_per_worker or {})}
+    if config.device == "cpu":
+        bundle["GPU"] = 0.0
+    elif "GPU" not in bundle:
+        nodes = _allowed(config, inventory.alive())
+        bundle["GPU"] = float(
+            config.device == "cuda" or any(node.resources.get("GPU") for node in nodes)
+        )
+    if config.accelerator_type:
+        bundle[ACCELERATOR + config.accelerator_type] = A_LITTLE
+    return {name: float(amount) for name, amount in bundle.items() if amount}
+
+
+def _with_room(config: FitConfig, wanted: Placement, nodes: Sequence[Node]) -> Placement:
+    """The placement with as many CPUs as there are for each worker.
+
+    What others hold does not count, but what is just being given back (by a run that ended a
+    moment ago) is waited for.
+
+    Raises:
+        ClusterError: if there is no room.
+    """
+
+    def now() -> Placement | None:
+        return _most(config, wanted, _allowed(config, inventory.free()))
+
+    every = _most(config, wanted, nodes)
+    if every is None:
+        raise ClusterError(_too_few(config, wanted, nodes))
+    deadline = time.monotonic() + FREE_TIMEOUT_S
+    while (found := now()) != every and time.monotonic() < deadline:
+        time.sleep(0.25)
+    if found is not None:
+        return found
+    raise ClusterError(
+        f"num_workers = {_with_each(wanted)}: the Ray cluster is large enough, but "
+        f"others hold it now. Free: {described(_allowed(config, inventory.free()))}"
+    )
+
+
+def _most(config: FitConfig, wanted: Placement, nodes: Sequence[Node]) -> Placement | None:
+    """The placement with the most CPUs for each worker; None if it does not fit."""
+
+    def fits(bundle: Bundle) -> bool:
+        return sum(node.slots(bundle) for node in nodes) >= wanted.num_workers
+
+    if "CPU" in (config.resources_per_worker or {}):
+        return wanted if fits(wanted.bundle) else None
+    largest = int(max((node.resources.get("CPU", 0.0) for node in nodes), default=0))
+    for cpus in range(largest, 0, -1):
+        bundle = {**wanted.bundle, "CPU": float(cpus)}
+        if fits(bundle):
+            return replace(wanted, bundle=bundle)
+    return None
+
+
+def _allowed(config: FitConfig, nodes: Sequence[Node]) -> list[Node]:
+    """The nodes that labels and accelerator type leave."""
+    kind = config.accelerator_type
+    return [
+        node
+        for node in nodes
+        if node.matches(config.label_selector or {}) and (not kind or kind in node.accelerators)
+    ]
+
+
+def _check_selector(config: FitConfig) -> None:
+    wrong = validate_label_selector(config.label_selector)
+    if wrong:
+        raise ConfigError(f"label_selector = {config.label_selector}: {wrong}")
+
+
+# ---------------------------------------------------------------- what else finds room
+
+
+def free_slots(bundles: Sequence[Bundle]) -> int:
+    """How many copies of a group of bundles fit at once into what the alive nodes have in all.
+
+    Args:
+        bundles: each lies on one node; those of a group may lie on several.
+
+    Returns:
+        The number when each bundle goes to the first node with room, the largest bundles first: the
+        most there can be where all bundles are equal.
+    """
+    ordered = sorted((b for b in bundles if any(b.values())), key=_size, reverse=True)
+    if not ordered:
+        return sys.maxsize
+    nodes, count = inventory.alive(), 0
+    while all(_put(nodes, bundle) is not None for bundle in ordered):
+        count += 1
+    return count
+
+
+def spots(bundles: Sequence[Bundle], beside: Placement) -> list[str | None]:
+    """Nodes with room for actors beside the workers of a fit, as it is now.
+
+    Args:
+        bundles: of the actors.
+        beside: the workers, which are not placed yet.
+
+    Returns:
+        The id of a node for each bundle; None where there is no room for it.
+    """
+    nodes = inventory.free()
+    for _ in range(beside.num_workers):
+        _put(nodes, beside.bundle, beside.label_selector)
+    return [node.ident if (node := _put(nodes, bundle)) else None for bundle in bundles]
+
+
+def _put(
+    nodes: Sequence[Node], bundle: Bundle, selector: Mapping[str, str] | None = None
+) -> Node | None:
+    """Take a bundle from the first node with room for it."""
+    for node in nodes:
+        if node.matches(selector or {}) and node.slots(bundle):
+            node.take(bundle)
+            return node
+    return None
+
+
+def _size(bundle: Bundle) -> tuple[float, float]:
+    return bundle.get("GPU", 0.0), bundle.get("CPU", 0.0)
+
+
+# ---------------------------------------------------------------- words
+
+
+def _nowhere(config: FitConfig) -> str:
+    """Why labels and accelerator type leave no node."""
+    nodes = inventory.alive()
+    kinds = sorted({kind for node in nodes for kind in node.accelerators})
+    kind = config.accelerator_type
+    if kind and kind not in kinds:
+        there = nearest(kind, kinds) if kinds else f" It has {described(nodes)}"
+        return f"accelerator_type = '{kind}': no node of the Ray cluster has it.{there}"
+    return f"The Ray cluster has no node{_there(config)}. It has {described(nodes)}"
+
+
+def _too_few(config: FitConfig, wanted: Placement, nodes: Sequence[Node]) -> str:
+    room = sum(node.slots(wanted.bundle) for node in nodes)
+    advice = f"Give num_workers: {room}" if room else "Ask for less"
+    if not room and not config.resources_per_worker:
+        advice = "num_workers: 0 trains in this process"
+    if room and wanted.use_gpu and not config.resources_per_worker:
+        advice += ", or device: cpu"
+    return (
+        f"num_workers = {_with_each(wanted)}: the Ray cluster has room for {room}"
+        f"{_there(config)}. It has {described(nodes)}. {advice}"
+    )
+
+
+def _with_each(wanted: Placement) -> str:
+    return f"{wanted.num_workers}, each with {written(wanted.bundle)}"
+
+
+def _there(config: FitConfig) -> str:
+    """Which nodes are meant, where not all are."""
+    names = ("label_selector", "accelerator_type")
+    chosen = [f"{name} = {value!r}" for name in names if (value := getattr(config, name))]
+    return f" on nodes with {' and '.join(chosen)}" if chosen else ""
