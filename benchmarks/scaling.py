@@ -46,11 +46,14 @@ LOSSES = {"SupConLoss": "in full", "InfoNCE": "by rows"}
 STEP_TEXTS, STEP_WIDTH = 256, 384
 GATHERED = ((1024, 384), (4096, 384), (4096, 1024))
 REDUCED = (1_000_000, 10_000_000, 40_000_000)
-IN_FULL, BY_ROWS = (512, 1024, 2048), ((2048, 1), (2048, 2), (2048, 4))
+IN_FULL, BY_ROWS = (512, 1024, 2048), ((4096, 1), (4096, 2), (4096, 4))
 DIM, K = 128, 20
 PARAMETERS = 22_713_216  # MiniLM's
 MB = 1e6
+PREPARED = (8, 64, 1024)
 DOCS = common.FOLDER.parent / "docs" / "scaling.md"
+
+TABLE = re.compile(r"\A(?:\|.*\n)*")
 
 Table = tuple[Sequence[str], list[list[str]]]
 
@@ -73,6 +76,8 @@ def main() -> None:
         "What every rank does for a step": prepare_table(runs),
         "Object store and checkpoint": store_table(arguments.largest, runs),
     }
+    tables["Predicted steps"] = predicted_steps(tables)
+    tables["Predicted indexes"] = predicted_indexes(tables)
     body = "\n\n".join(
         f"## {name}\n\n{WORDS[name]}\n\n{common.table(*table)}" for name, table in tables.items()
     )
@@ -96,9 +101,10 @@ WORDS = {
     texts, embeddings of {STEP_WIDTH} numbers. Payloads are the sizes of the tensors that are given
     to the collectives, and were exactly those of the formula. Sent is what a rank gave to its
     sockets (TCP_INFO of the kernel, the most of all ranks, gloo's own headers included).""",
-    "Gather and reduction": """`gather_rows` and `reduce_gradients`, one thread for each process, all
-    on this one machine: 4 processes share its cores, and each number of the sum is read and written
-    by the same memory. The bandwidth is sent ÷ seconds.""",
+    "Gather and reduction": """`gather_rows` and `reduce_gradients`, one thread for each process,
+    all on this machine: 4 processes share its cores. MB/s are what a rank sends in that time; the
+    model's time is that of the smallest collective, plus what is sent at the rate of the largest
+    gather or reduction.""",
     "Losses": f"""Forward and backward of the loss alone, embeddings of {STEP_WIDTH} numbers, in a
     fresh process; of a loss by rows, rank 0's part. Memory is the peak above what the process held
     before; a cell is a pair of texts that the rank compares.""",
@@ -106,21 +112,88 @@ WORDS = {
     query, all cores. Memory is the peak above what the process held with vectors and ids, which
     themselves take {4 * DIM} bytes and what stands in the last column. In shards:
     [index_scale.md](index_scale.md).""",
-    "What every rank does for a step": """`TrainSet.step_rows`, the costs of all texts, and `deal`:
-    every rank does it for all texts of the step, whatever the number of workers, before it
-    tokenises its own.""",
+    "What every rank does for a step": f"""`TrainSet.step_rows` with the costs of all texts, and
+    `deal`: every rank does it for all texts of the step before it tokenises its own. Here on one
+    process, for steps of {model.PAIRS} pairs a worker.""",
+    "Predicted steps": f"""Not measured: {model.PAIRS} pairs a GPU of {model.TOKENS} tokens a text,
+    {model.P / 1e6:.0f} M parameters, embeddings of {model.D} numbers. Assumed: a GPU that computes
+    {model.GPU_FLOPS / 1e12:.0f} TFLOP/s, and {model.LINKS_IN_WORDS}. What every rank prepares is
+    the measured one; memory is what the losses took a cell.""",
+    "Predicted indexes": f"""Not measured: vectors of {DIM} numbers; memory, ids and queries as at
+    the largest size that was measured, nodes of {model.NODE_CORES} cores and
+    {model.NODE_MEMORY / 1e9:.0f} GB that Ray counts, one shard on each, without what the network
+    costs. Encoding as in the predicted steps, on 64 GPUs.""",
     "Object store and checkpoint": """The weights of MiniLM's size as an overlapped evaluation gets
     them (`ray.put` of a dict of tensors; read by an actor), a retrieval's texts and ids as every
     worker gets them with the job, and a checkpoint with AdamW on the local disk.""",
 }
 
 
+def number(table: Table, line: int, column: str) -> float:
+    """A number as it stands in a table."""
+    head, lines = table
+    return float(lines[line][list(head).index(column)].replace(",", ""))
+
+
+def predicted_steps(tables: dict[str, Table]) -> Table:
+    """Steps on more GPUs than there are here."""
+    losses, prepared = tables["Losses"], tables["What every rank does for a step"]
+    in_full = number(losses, len(IN_FULL) - 1, "bytes a cell")
+    by_rows = number(losses, len(IN_FULL), "bytes a cell")
+    lines = []
+    for W, link in model.CLUSTERS:
+        U, B = 2 * model.PAIRS * W, model.PAIRS * W
+        line = PREPARED.index(W)
+        prepare = number(prepared, line, "rows and costs, ms") + number(prepared, line, "deal, ms")
+        parts = [1e3 * part for part in model.step_parts(W, link)]
+        lines.append(
+            [
+                str(W),
+                link.name,
+                f"{B:,}",
+                *(f"{part:.1f}" for part in parts),
+                f"{prepare:.1f}",
+                f"{100 * parts[0] / sum([*parts, prepare]):.0f} %",
+                f"{by_rows * B * B / W / 1e9:.2f}",
+                f"{in_full * U * U / 1e9:,.1f}",
+            ]
+        )
+    head = ["GPUs", "link", "pairs a step", "encode, ms", "gather, ms", "loss's gradient, ms"]
+    head += ["reduce, ms", "prepare, ms", "of it encoding", "InfoNCE, GB a GPU"]
+    return [*head, "loss in full, GB a GPU"], lines
+
+
+def predicted_indexes(tables: dict[str, Table]) -> Table:
+    """Indexes larger than one that fits here."""
+    measured = tables["An index"]
+    ratio = number(measured, -1, "memory ÷ 4·N·D")
+    ids, each = number(measured, -1, "bytes an id"), number(measured, -1, "ps a query and number")
+    lines = []
+    for N in (10**6, 10**7, 10**8, 10**9):
+        shards = model.auto_shards(N, model.NODE_MEMORY, 10**6)
+        rate = shards * model.NODE_CORES / cores() / (1e-12 * each * N * DIM)
+        lines.append(
+            [
+                f"{N:,}",
+                f"{model.index(N, DIM) / 1e9:,.1f}",
+                f"{(1 + ratio) * model.index(N, DIM) / 1e9:,.1f}",
+                f"{ids * N / 1e9:,.2f}",
+                f"{shards:,}",
+                f"{rate:,.0f}",
+                f"{N * model.encode_s(1) / 64:,.1f}",
+            ]
+        )
+    head = ["N", "vectors, GB", "while it is built, GB", "ids, GB in each process", "auto shards"]
+    return [*head, "queries/s", "encoding, s"], lines
+
+
 def write_docs(tables: dict[str, Table]) -> None:
     """Put the tables in their places in docs/scaling.md."""
     text = DOCS.read_text(encoding="utf-8")
     for name, table in tables.items():
-        place = re.compile(rf"(<!-- results: {name} -->\n)(?:\|.*\n)*")
-        text = place.sub(lambda found, new=common.table(*table): f"{found[1]}{new}\n", text)
+        before, mark, after = text.partition(f"<!-- results: {name} -->\n")
+        if mark:
+            text = before + mark + common.table(*table) + "\n" + TABLE.sub("", after)
     DOCS.write_text(text, encoding="utf-8")
     common.say("Written: the tables of docs/scaling.md")
 
@@ -266,7 +339,9 @@ def on_ranks(W: int, runs: int) -> list[dict[str, Any]]:
     if W == 1:
         return [apart(rank_alone, runs)]
     with tempfile.TemporaryDirectory(prefix="ftray-gloo-") as place:
-        return spawned(rank_of_many, [(rank, W, f"file://{place}/store", runs) for rank in range(W)])
+        return spawned(
+            rank_of_many, [(rank, W, f"file://{place}/store", runs) for rank in range(W)]
+        )
 
 
 def rank_alone(runs: int) -> dict[str, Any]:
@@ -422,7 +497,11 @@ def time_table(found: dict[int, list[dict[str, Any]]]) -> Table:
         ranks = found[W]
         small = slowest([rank["small"] for rank in ranks])
         what = [
-            (f"gather {U:,} x {D:,}", model.gather_sent(U, D, W), [r["gather"][U, D] for r in ranks])
+            (
+                f"gather {U:,} x {D:,}",
+                model.gather_sent(U, D, W),
+                [r["gather"][U, D] for r in ranks],
+            )
             for U, D in GATHERED
         ]
         what += [
@@ -540,14 +619,15 @@ def index_of(N: int, runs: int) -> tuple[float, float, int, int]:
 def prepare_table(runs: int) -> Table:
     """What is done for all texts of a step on every rank."""
     lines = []
-    for texts in (1024, 8192, 65_536):
-        seconds = apart(prepare_of, texts, runs)
-        lines.append([f"{texts:,}", f"{1e3 * seconds:.1f}", f"{1e6 * seconds / texts:.2f}"])
-    return ["texts of the step", "ms", "µs a text"], lines
+    for W in PREPARED:
+        texts = 2 * model.PAIRS * W
+        each, dealt = apart(prepare_of, texts, W, runs)
+        lines.append([str(W), f"{texts:,}", f"{1e3 * each:.1f}", f"{1e3 * dealt:.1f}"])
+    return ["W", "texts of the step", "rows and costs, ms", "deal, ms"], lines
 
 
-def prepare_of(texts: int, runs: int) -> float:
-    """Seconds for one step of pairs."""
+def prepare_of(texts: int, W: int, runs: int) -> tuple[float, float]:
+    """Seconds for the rows of a step of pairs with their costs, and for dealing them."""
     from ftray.data.dataset import train_set
     from ftray.data.readers import read_records
     from ftray.models.base import Encoder
@@ -556,11 +636,12 @@ def prepare_of(texts: int, runs: int) -> float:
     data = train_set(read_records(pairs), where="train_data")
     rows = np.arange(len(data))
 
-    def work() -> None:
+    def costs() -> list[int]:
         step = data.step_rows(rows, roles_differ=False)
-        deal([Encoder.cost(None, content) for _, content in step.texts], 8)  # type: ignore[arg-type]
+        return [Encoder.cost(None, content) for _, content in step.texts]  # type: ignore[arg-type]
 
-    return median_s(work, runs)
+    lengths = costs()
+    return median_s(costs, runs), median_s(lambda: deal(lengths, W), runs)
 
 
 # ---------------------------------------------------------------- object store, checkpoint
@@ -570,7 +651,7 @@ def store_table(documents: int, runs: int) -> Table:
     """Weights and data through the object store; a checkpoint."""
     common.say("object store ...")
     lines = []
-    for what, size, put, get in [*apart(store_of, documents, runs), apart(checkpoint_of, runs)]:
+    for what, size, put, get in [*store_of(documents, runs), apart(checkpoint_of, runs)]:
         rate = f"{size / put / MB:,.0f}", f"{size / get / MB:,.0f}"
         lines.append([what, f"{size / MB:,.1f}", f"{1e3 * put:,.0f}", f"{1e3 * get:,.0f}", *rate])
     return ["what", "MB", "put or write, ms", "get or read, ms", "MB/s put", "MB/s get"], lines

@@ -4,8 +4,8 @@
 latency plus bytes over bandwidth.
 
 Symbols: `U` distinct texts of a step, `B` pairs of a step, `D` embedding width, `P` trained
-parameters in `T` tensors, `A` all parameters, `W` workers, `N` documents, `Q` queries, `K` documents
-for each query, `S` shards.
+parameters in `T` tensors, `A` all parameters, `W` workers, `N` documents, `Q` queries, `K`
+documents for each query, `S` shards.
 """
 
 from __future__ import annotations
@@ -13,8 +13,25 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-__all__ = ["BUCKET", "Link", "auto_shards", "calls", "checkpoint", "embeddings_sent", "gather_sent"]
-__all__ += ["index", "payload", "ring", "row_loss_flops", "sharded_search_sent", "snapshots", "step_sent"]
+__all__ = [
+    "BUCKET",
+    "CLUSTERS",
+    "Link",
+    "auto_shards",
+    "calls",
+    "checkpoint",
+    "embeddings_sent",
+    "gather_sent",
+]
+__all__ += [
+    "index",
+    "payload",
+    "ring",
+    "row_loss_flops",
+    "sharded_search_sent",
+    "snapshots",
+    "step_sent",
+]
 
 FLOAT = 4
 BUCKET = 32 * 1024 * 1024
@@ -34,6 +51,36 @@ class Link(NamedTuple):
     def collective(self, sent: float, W: int) -> float:
         """Seconds of a collective in which every rank sends so many bytes; small ones in a tree."""
         return sent / self.bandwidth + 2 * math.ceil(math.log2(W)) * self.hop
+
+
+NVLINK = Link("NVLink 4", 450e9, 5e-6)
+INFINIBAND = Link("InfiniBand NDR", 50e9, 5e-6)
+ETHERNET = Link("Ethernet 100 Gb/s", 12.5e9, 30e-6)
+LINKS_IN_WORDS = "NVLink 450 GB/s, InfiniBand 50 GB/s, Ethernet 12.5 GB/s for what a rank sends"
+CLUSTERS = ((8, NVLINK), (64, INFINIBAND), (64, ETHERNET), (1024, INFINIBAND), (1024, ETHERNET))
+PAIRS, TOKENS = 128, 128
+"""Pairs that a GPU encodes in a step, and tokens of a text."""
+P, T, D = 110_000_000, 200, 768
+"""Of a model of BERT-base's size: parameters, tensors, embedding width."""
+GPU_FLOPS = 400e12
+"""Assumed: 40 % of the 989 TFLOP/s that an H100 is said to do in bf16."""
+NODE_CORES, NODE_MEMORY = 64, 350e9
+
+
+def encode_s(texts: int, *, training: bool = False) -> float:
+    """Seconds that a GPU encodes: 2 operations a parameter and token, 6 with the backward."""
+    return (6 if training else 2) * P * TOKENS * texts / GPU_FLOPS
+
+
+def step_parts(W: int, link: Link) -> list[float]:
+    """Seconds to encode, to gather, for the gradient of a loss by rows, and to reduce."""
+    U = 2 * PAIRS * W
+    return [
+        encode_s(2 * PAIRS, training=True),
+        link.collective(gather_sent(U, D, W), W),
+        link.collective(ring(FLOAT * U * D, W), W),
+        math.ceil(P / BUCKET) * link.collective(0, W) + ring(FLOAT * (P + T), W) / link.bandwidth,
+    ]
 
 
 def ring(payload: float, W: int) -> float:

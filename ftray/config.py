@@ -215,8 +215,8 @@ class FitConfig(_Options):
     )
     index_shards: int | Literal["auto"] = Field(
         "auto",
-        description="On Ray, in how many parts the index of an evaluation is held, each by an actor; "
-        "the results are the same. auto = 1; more if it takes much of a node's memory.",
+        description="On Ray, in how many parts the index of an evaluation is held, each by an "
+        "actor; the results are the same. auto = 1; more if it takes much of a node's memory.",
     )
     log_rows: bool = Field(
         False, description="Log which rows each rank encodes in each step (for audits)."

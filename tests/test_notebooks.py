@@ -21,7 +21,8 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 OF_A_MACHINE = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users|opt|usr|var)/|site-packages")
 EMOJI = Path(os.environ.get("FTRAY_DATA", "no-folder"), "emoji", "emoji.parquet")
 FITS = {"text_to_text": 1, "image_to_image": 1, "text_to_image": 2 if EMOJI.is_file() else 1}
-LONG = ("text_to_text", "text_to_image")
+SWEEPS = {"sweep": 6}  # trials
+LONG = ("text_to_text", "text_to_image", "sweep")
 """They take a minute or two each: `make test-slow` has them."""
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -37,7 +38,7 @@ def shown(cell: Any) -> list[str]:
 
 
 def test_there_is_a_notebook_for_each_task() -> None:
-    assert {path.stem for path in NOTEBOOKS} == set(FITS)
+    assert {path.stem for path in NOTEBOOKS} == {*FITS, *SWEEPS}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -75,12 +76,30 @@ def test_a_notebook_runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
     for cell in code_cells(notebook):
         assert any(shown(cell)), cell.source
         assert not any(output.get("name") == "stderr" for output in cell.outputs), cell.outputs
-    runs = ftray.list_runs(storage_path=str(tmp_path / "runs"))
-    assert len(runs) == FITS[path.stem]
+    if path.stem in SWEEPS:
+        check_sweep(str(tmp_path / "runs"), SWEEPS[path.stem])
+    else:
+        check_fits(str(tmp_path / "runs"), FITS[path.stem])
+
+
+def check_fits(storage_path: str, count: int) -> None:
+    runs = ftray.list_runs(storage_path=storage_path)
+    assert len(runs) == count
     for run in runs:
         assert run.status() == "FINISHED"
         before, after = run.metrics()["before"], run.metrics()["after"]
         assert after["average_precision"] > before["average_precision"] + 0.05
+
+
+def check_sweep(storage_path: str, count: int) -> None:
+    (sweep,) = ftray.list_sweeps(storage_path)
+    assert sweep.status() == "FINISHED" and sweep.errors == {}
+    outcomes = [trial.outcome for trial in sweep.trials]
+    assert len(outcomes) == count and set(outcomes) == {"finished", "stopped"}
+    metrics = sweep.best.metrics()
+    scores = [trial.score for trial in sweep.trials if trial.score is not None]
+    assert metrics["after"]["average_precision"] == pytest.approx(max(scores))
+    assert max(scores) > metrics["before"]["average_precision"] + 0.05
 
 
 @pytest.mark.parametrize(("name", "each"), [("image_to_image", 20), ("text_to_image", 18)])

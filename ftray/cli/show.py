@@ -8,15 +8,21 @@ from typing import Any
 
 from rich.console import Console
 
+from ftray.cli.sweep import show_sweep
 from ftray.record.narrator import duration_words
 from ftray.run import Run, find_run
+from ftray.sweeps.sweep import sweep_named
 from ftray.words import counted
 
 __all__ = ["run"]
 
 
 def run(name: str, storage_path: str, experiment: str | None, as_json: bool) -> None:
-    """Show one run."""
+    """Show one run, or a sweep."""
+    sweep = sweep_named(name, storage_path)
+    if sweep is not None:
+        show_sweep(sweep, as_json)
+        return
     found = find_run(name, experiment, storage_path)
     metrics = found.metrics() if found.status() != "FAILED" else {"before": {}, "after": {}}
     if as_json:

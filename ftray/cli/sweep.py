@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 
 from ftray.sweeps.config import load_sweep
+from ftray.sweeps.sweep import Sweep
 
-__all__ = ["run"]
+__all__ = ["run", "show_sweep"]
 
 
 def run(config: str, overrides: Sequence[str], resume: bool, as_json: bool) -> None:
@@ -21,14 +22,23 @@ def run(config: str, overrides: Sequence[str], resume: bool, as_json: bool) -> N
     log = sys.stderr if as_json else sys.stdout
     with redirect_stdout(log):
         done = sweep(loaded, say=lambda line: print(line, file=log, flush=True))
+    show_sweep(done, as_json)
+
+
+def show_sweep(sweep: Sweep, as_json: bool) -> None:
+    """Print the trials of a sweep, and where the best one is."""
+    ranked = sweep.state.ranked()
+    best = sweep.best if ranked else None
     if as_json:
-        table = done.to_arrow().to_pylist()
-        facts = {"name": done.name, "path": done.path, "status": done.status()}
-        best = {"best": done.best.path, "artifact": done.best.artifact_id}
-        print(json.dumps({**facts, **best, "metric": done.metric, "trials": table}, default=str))
+        facts = {"name": sweep.name, "path": sweep.path, "status": sweep.status()}
+        facts |= {"metric": sweep.metric, "mode": sweep.mode, "details": sweep.state.details}
+        found = {} if best is None else {"best": best.path, "artifact": best.artifact_id}
+        print(json.dumps({**facts, **found, "trials": sweep.to_arrow().to_pylist()}, default=str))
         return
-    done.display()
-    for number, reason in done.errors.items():
+    sweep.display()
+    for number, reason in sweep.errors.items():
         print(f"Trial {number} failed: {reason}")
-    print(f"Best:     {done.best.path}")
-    print(f"Artifact: {done.best.artifact_id}")
+    print(f"Status:   {sweep.status()} {sweep.state.details}".rstrip())
+    if best is not None:
+        print(f"Best:     {best.path}")
+        print(f"Artifact: {best.artifact_id}")

@@ -38,7 +38,7 @@ class ScorerActor:
         faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
         self._scorer: Scorer | None = None
 
-    def load(self, job: Job, number: int, shards: Sequence[Any]) -> None:
+    def load(self, job: Job, number: int, shards: Sequence[Any] = ()) -> None:
         """Begin anew with evaluation `number`; the data is read from the object store.
 
         With `shards`, actors, the index is theirs.

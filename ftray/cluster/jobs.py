@@ -28,6 +28,7 @@ __all__ = ["MAX_PACKAGE_BYTES", "JobState", "Jobs", "dashboard_address"]
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 CONNECT_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 20.0
 MAX_PACKAGE_BYTES = GCS_STORAGE_MAX_SIZE
 """What Ray takes as one package."""
 TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
@@ -204,12 +205,16 @@ def _check_answers(address: str) -> None:
         raise ClusterError(f"No Ray dashboard answers at {address} ({error}): {NEEDED}") from None
     other = ClusterError(f"What answers at {address} is no Ray dashboard: {NEEDED}")
     try:
-        with urllib.request.urlopen(f"{address}/api/version", timeout=CONNECT_TIMEOUT_S) as answer:
+        with urllib.request.urlopen(f"{address}/api/version", timeout=ANSWER_TIMEOUT_S) as answer:
             if "ray_version" not in json.load(answer):
                 raise other
     except urllib.error.HTTPError as error:
         if error.code not in (401, 403):  # a token is missing: it is sent with the next request
             raise other from None
+    except TimeoutError:
+        raise ClusterError(
+            f"What answers at {address} says nothing for {ANSWER_TIMEOUT_S:g} s: {NEEDED}"
+        ) from None
     except (OSError, ValueError, HTTPException):
         raise other from None
 

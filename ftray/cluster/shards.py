@@ -43,9 +43,12 @@ class ShardActor:
         faiss.omp_set_num_threads(max(1, len(os.sched_getaffinity(0)) // neighbours))
         self._shard: Shard | None = None
 
-    @ray.method(max_task_retries=RESTARTS)  # type: ignore[untyped-decorator]
+    @ray.method(max_task_retries=-1)  # type: ignore[untyped-decorator]
     def load(self, part: Part) -> None:
-        """Begin anew with this part of an index."""
+        """Begin anew with this part of an index; tried until the actor is there, or dead for good.
+
+        Who asks waits for so long as it likes.
+        """
         self._shard = Shard(part)
 
     def add(self, side: str, batch: int, vectors: Floats) -> None:

@@ -25,6 +25,7 @@ from ftray.cluster.placement import free_slots, place, worker_bundle
 from ftray.cluster.stoppers import as_stopper
 from ftray.cluster.tune_options import make_scheduler, make_searcher
 from ftray.cluster.tuning import (
+    ROW,
     VALUES,
     Asking,
     Report,
@@ -138,6 +139,7 @@ class Tuning:
                     name="tune",
                     storage_path=folder,
                     verbose=0,
+                    progress_reporter=tune.CLIReporter(),  # another clears notebook cells
                     callbacks=[Reporter(supervisor, asking)],
                     failure_config=tune.FailureConfig(max_failures=self.sweep.max_failures),
                     checkpoint_config=tune.CheckpointConfig(num_to_keep=HANDED_ON),
@@ -248,7 +250,7 @@ def _run_trial(config: dict[str, Any], train: TrialFunction, shared: Any) -> Non
     def report(row: dict[str, float], to_hand_on: Path | None) -> None:
         checkpoint = None if to_hand_on is None else tune.Checkpoint(str(to_hand_on))
         try:
-            tune.report(row, checkpoint=checkpoint)
+            tune.report({**row, ROW: row}, checkpoint=checkpoint)
         except SystemExit:  # Tune paused the trial; the run is closed as after Ctrl-C
             raise KeyboardInterrupt from None
 

@@ -77,8 +77,8 @@ def fit_on_ray(job: Job, session: RunSession) -> FitEnded:
             for actor in started:
                 ending.callback(ray.kill, actor)
 
-        ending.callback(_tidy_snapshot, session.storage)
         mailbox = open_mailbox()
+        ending.callback(_tidy_snapshot, session.storage)
         kept(mailbox)
         scorers = start_scorers(len(job.evaluations))
         kept(*scorers)

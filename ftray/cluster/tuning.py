@@ -24,12 +24,12 @@ from ray.tune.stopper import Stopper
 from ftray.errors import FtrayError
 from ftray.sweeps.record import trial_name
 
-__all__ = ["CLOCK", "NUMBER", "VALUES", "Asking", "Reporter", "Suggested", "Suggestions"]
+__all__ = ["CLOCK", "NUMBER", "ROW", "VALUES", "Asking", "Reporter", "Suggested", "Suggestions"]
 __all__ += ["Supervisor", "number_of", "trial_name_of"]
 
 CLOCK = "epoch"
 """Schedulers compare trials at the same epoch."""
-NUMBER, VALUES = "number", "values"
+NUMBER, VALUES, ROW = "number", "values", "row"
 
 Report = Callable[[dict[str, float], Path | None], None]
 
@@ -258,7 +258,7 @@ class Reporter(tune.Callback):  # type: ignore[misc]
         **info: Any,
     ) -> None:
         """An epoch of a trial is over."""
-        self._supervisor.reported(number_of(str(trial)), result)
+        self._supervisor.reported(number_of(str(trial)), result[ROW])
 
     def on_trial_complete(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any

@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import secrets
+import shlex
 import sys
 import tempfile
 import time
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
+import pyarrow.compute as pc
 
 from ftray import __version__, errors
 from ftray.config import FitConfig, is_live
@@ -244,8 +246,8 @@ def _files_named(job: Job) -> Iterator[str]:
     columns = [job.train.texts, *([job.val.texts] if job.val is not None else [])]
     columns += [side.texts for spec in job.evaluations for side in spec.sides]
     for texts in columns:
-        for cell in dict.fromkeys(texts.to_pylist()):
-            if cell.startswith(MARK) and os.path.isabs(cell[2:]):
+        for cell in texts.filter(pc.starts_with(texts, MARK)).to_pylist():
+            if os.path.isabs(cell[2:]):  # else it is the hash of what lies in no file
                 yield cell[2:]
 
 
@@ -294,7 +296,7 @@ def _write_packages(
 
 
 def _python(options: JobOptions, jobs: Jobs) -> str:
-    return options.python or (sys.executable if jobs.is_here else "python")
+    return options.python or (shlex.quote(sys.executable) if jobs.is_here else "python")
 
 
 def _runtime_env(options: JobOptions) -> dict[str, Any]:

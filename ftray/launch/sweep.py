@@ -12,14 +12,12 @@ from ftray.callbacks.monitor import check_monitor, resolve_mode
 from ftray.errors import ConfigError, RunExistsError, RunFailedError, RunNotFoundError, StorageError
 from ftray.launch.start import job_of
 from ftray.launch.trial import TrialRun
-from ftray.record.environment import environment
-from ftray.record.facts import plain
 from ftray.record.names import fresh_name
 from ftray.record.reader import RecordReader, artifact_value
 from ftray.record.session import STOP_FILE, StopRequests
 from ftray.record.storage import Storage
 from ftray.record.writer import DONE
-from ftray.sweeps.config import SweepConfig
+from ftray.sweeps.config import SweepConfig, sweep_facts
 from ftray.sweeps.record import FOLDER, SweepRecord, SweepState, Trial, read_state, read_sweep_facts
 from ftray.sweeps.space import active_values, drawn_points
 from ftray.sweeps.sweep import Sweep, is_sweep
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Supervisor", "sweep_here"]
 
 BEAT_EVERY_S = 20.0
+PAGE_EVERY_S = 30.0
 POLL_S = 0.25
 SAME_ON_RESUME = ("fit", "space", "metric", "mode", "search", "scheduler", "seed")
 INTERRUPTED = "the sweep was stopped"
@@ -61,7 +60,7 @@ def sweep_here(sweep: SweepConfig, say: Callable[[str], None]) -> Sweep:
     from ftray.cluster.sweep import prepare_tuning
 
     tuning = prepare_tuning(sweep, state, configs)
-    facts = {"config": plain(sweep.model_dump())[0], "environment": environment()}
+    facts = sweep_facts(sweep)
     record = SweepRecord(storage, state)
     stops = StopRequests(storage)
     supervisor = Supervisor(sweep, record, points, stops, say)
@@ -170,7 +169,7 @@ def _check_goes_on(sweep: SweepConfig, storage: Storage, state: SweepState) -> N
             f"The sweep {storage.uri} is running (process {state.pid} on {state.host}, last sign "
             f"{ago:.0f} s ago): stop it first, or give another name"
         )
-    was, now = read_sweep_facts(storage)["config"], plain(sweep.model_dump())[0]
+    was, now = read_sweep_facts(storage)["config"], sweep_facts(sweep)["config"]
     for key in SAME_ON_RESUME:
         if was.get(key) != now[key]:
             raise ConfigError(
@@ -218,7 +217,7 @@ class Supervisor:
         self._stops = stops
         self._say = say
         self._next = 0
-        self._began = self._beaten = time.monotonic()
+        self._began = self._beaten = self._drawn = time.monotonic()
         self.closing = ""
         """Why the sweep ends before everything was tried."""
         self.stopped_from_outside = False
@@ -328,6 +327,10 @@ class Supervisor:
         if now - self._beaten > BEAT_EVERY_S:
             self._beaten = now
             self._record.write()
+        if now - self._drawn > PAGE_EVERY_S:
+            with suppress(Exception):  # a page that cannot be written must not cost the sweep
+                Sweep(self._record.storage).report()
+            self._drawn = time.monotonic()
         if self.closing:
             return
         budget = self._sweep.time_budget_s

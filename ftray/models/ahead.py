@@ -120,8 +120,8 @@ def _give_up(error: Exception, batch: Any) -> None:
 
 def _begin(worker: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it warns after a fork
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who forked it hears and decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):  # who forked it hears and decides: a stopped
+        signal.signal(number, signal.SIG_IGN)  # job sends them to every process below it
     Queue._on_queue_feeder_error = staticmethod(_give_up)  # type: ignore[attr-defined]
 
 
@@ -130,3 +130,6 @@ def _end(batches: Any) -> None:
     stop = getattr(batches, "_shutdown_workers", None)
     if stop is not None:
         stop()
+        for process in batches._workers:
+            if process.is_alive():  # stuck, and deaf to SIGTERM
+                process.kill()

@@ -13,9 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ftray.config import FitConfig, explained, validated
 from ftray.config_file import apply_overrides, read_yaml, set_value
 from ftray.errors import ConfigError, nearest
-from ftray.sweeps.space import Space, drawn_points, grid_points, parse_space
+from ftray.record.environment import environment
+from ftray.record.facts import data_facts, plain
+from ftray.sweeps.space import Space, as_written, drawn_points, grid_points, parse_space
 
-__all__ = ["CHANGED_IN_TRAINING", "SweepConfig", "load_sweep", "validated_sweep"]
+__all__ = ["CHANGED_IN_TRAINING", "SweepConfig", "load_sweep", "sweep_facts"]
+__all__ += ["validated_sweep"]
 
 NOT_VARIED = {
     "storage_path": "all trials are kept with the sweep",
@@ -26,6 +29,7 @@ NOT_VARIED = {
 }
 CHANGED_IN_TRAINING = ("learning_rate", "optimizer_options", "loss_options", "max_grad_norm")
 """What PBT may vary: it changes a trial while it trains."""
+DATA_FIELDS = ("train_data", "eval_data")
 READS_DATA = (
     "train_data eval_data val_split columns csv_options model model_options callbacks "
     "preprocess_fn collate_fn"
@@ -213,6 +217,30 @@ def validated_sweep(values: Mapping[str, Any], *, where: str = "") -> SweepConfi
         raise ConfigError(explained(error, SweepConfig, where)) from None
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}" if where else str(error)) from None
+
+
+def sweep_facts(sweep: SweepConfig) -> dict[str, Any]:
+    """What `sweep.yaml` holds: the configuration, whether it can be had back from that, and where.
+
+    In-memory data are recorded by their fingerprint, and the space in our own words.
+    """
+    fit = {
+        name: data_facts(value) if name in DATA_FIELDS else plain(value)
+        for name, value in sweep.fit.items()
+    }
+    space = {name: plain(as_written(domain)) for name, domain in sweep.parsed_space.items()}
+    names = [name for name in SweepConfig.model_fields if name not in ("fit", "space")]
+    rest = {name: plain(getattr(sweep, name)) for name in names}
+    found = [*fit.values(), *space.values(), *rest.values()]
+    return {
+        "config": {
+            "fit": {name: value for name, (value, _) in fit.items()},
+            "space": {name: value for name, (value, _) in space.items()},
+            **{name: value for name, (value, _) in rest.items()},
+        },
+        "reproducible": all(exact for _, exact in found),
+        "environment": environment(),
+    }
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:

@@ -47,7 +47,8 @@ class Trial:
         reason: why it was stopped, or what went wrong.
         score: the metric of the weights that its artifact holds; None until there is one.
         epochs: its metrics at the end of each epoch, with `epoch` from 1.
-        history: under PBT, what it took over: epoch, donor, and values.
+        history: under PBT, what it was before it took over from another: values, and until which
+            epoch.
     """
 
     number: int
@@ -64,7 +65,7 @@ class Trial:
         return trial_name(self.number)
 
     def series(self, metric: str) -> list[tuple[int, float]]:
-        """(epoch, value) of a metric, where there is one."""
+        """(epoch, value) of a metric, where it is finite."""
         found = [(int(row["epoch"]), row[metric]) for row in self.epochs if metric in row]
         return [(epoch, value) for epoch, value in found if math.isfinite(value)]
 
@@ -97,9 +98,9 @@ class SweepState:
     trials: list[Trial] = field(default_factory=list)
 
     def ranked(self) -> list[Trial]:
-        """Trials with a score, the best first; of equal ones the earlier."""
+        """Trials with a score, the best first; of equal ones the earlier. NaN is none."""
         sign = -1 if self.mode == "max" else 1
-        scored = [trial for trial in self.trials if trial.score is not None]
+        scored = [t for t in self.trials if t.score is not None and math.isfinite(t.score)]
         return sorted(scored, key=lambda trial: (sign * (trial.score or 0.0), trial.number))
 
 

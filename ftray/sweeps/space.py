@@ -23,7 +23,15 @@ import numpy as np
 
 from ftray.errors import ConfigError, nearest
 
-__all__ = ["Domain", "Space", "drawn_points", "grid_points", "parse_space"]
+__all__ = [
+    "Domain",
+    "Space",
+    "active_values",
+    "as_written",
+    "drawn_points",
+    "grid_points",
+    "parse_space",
+]
 
 Kind = Literal["uniform", "loguniform", "randint", "lograndint", "choice", "grid"]
 RANGES = ("uniform", "loguniform", "randint", "lograndint")
@@ -67,6 +75,13 @@ class Domain:
 
 
 Space = dict[str, Domain]
+
+
+def as_written(domain: Domain) -> dict[str, Any]:
+    """A domain as YAML has it."""
+    arguments = list(domain.values) if domain.values else [domain.low, domain.high]
+    condition = {name: list(values) for name, values in domain.condition.items()}
+    return {domain.kind: arguments, **({"if": condition} if condition else {})}
 
 
 def parse_space(given: Mapping[str, Any]) -> Space:

@@ -15,7 +15,7 @@ from ftray.sweeps.record import FOLDER, SweepState, Trial, read_state, read_swee
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
 
-__all__ = ["Sweep", "find_sweep", "find_sweeps", "is_sweep"]
+__all__ = ["Sweep", "find_sweep", "find_sweeps", "is_sweep", "sweep_named"]
 
 
 class Sweep:
@@ -187,3 +187,9 @@ def find_sweeps(storage_path: str = "runs") -> list[Sweep]:
     """All sweeps on record, by name."""
     root = Storage(storage_path)
     return [Sweep(root.under(name)) for name in sorted(root.names()) if is_sweep(root.under(name))]
+
+
+def sweep_named(name: str, storage_path: str = "runs") -> Sweep | None:
+    """The sweep of a name or path, if it is one; for verbs that take runs and sweeps."""
+    storage = Storage(name) if "/" in name else Storage(storage_path).under(name)
+    return Sweep(storage) if is_sweep(storage) else None

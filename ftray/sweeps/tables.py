@@ -10,13 +10,14 @@ from ftray.sweeps.record import SweepState, Trial
 
 __all__ = ["ordered", "sweep_sheet", "value_text"]
 
-STYLES = {"failed": "red", "running": "", "waiting": "dim", "stopped": "dim", "finished": ""}
+STYLES = {"failed": "red", "waiting": "dim", "stopped": "dim", "interrupted": "dim"}
 
 
 def ordered(state: SweepState) -> list[Trial]:
     """The best trial first; those without a score last, by number."""
     ranked = state.ranked()
-    return [*ranked, *(trial for trial in state.trials if trial.score is None)]
+    numbers = {trial.number for trial in ranked}
+    return [*ranked, *(trial for trial in state.trials if trial.number not in numbers)]
 
 
 def value_text(value: Any) -> str:
@@ -38,19 +39,18 @@ def sweep_sheet(name: str, state: SweepState) -> Sheet:
     shown = varied if len(set(last)) < len(last) else last
     rows = [
         [
-            Cell(str(trial.number), "bold" if place == 0 and trial.score is not None else ""),
+            Cell(trial.name, "bold" if place == 0 and trial.score is not None else ""),
             Cell(number(trial.score), "bold" if place == 0 else ""),
             *(Cell(value_text(trial.values.get(key))) for key in varied),
             Cell(str(len(trial.epochs))),
-            Cell(trial.outcome, STYLES[trial.outcome]),
+            Cell(trial.outcome, STYLES.get(trial.outcome, "")),
         ]
         for place, trial in enumerate(ordered(state))
     ]
     return Sheet(
         title=f"Sweep {name}: {state.metric} ({state.mode})",
         columns=["trial", state.metric, *shown, "epochs", "outcome"],
-        right=frozenset(["trial", state.metric, *shown, "epochs"]),
+        right=frozenset([state.metric, *shown, "epochs"]),
         whole=frozenset(["outcome"]),
         sections=[rows],
     )
-

@@ -71,7 +71,7 @@ def call(
         env={**head.environment, **environment},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=400,
     )
 
 

@@ -43,8 +43,9 @@ def cluster() -> Iterator[Any]:
         patch.setattr("ray._private.utils.write_ray_address", lambda *given: None)
         patch.setattr("ray._common.utils.reset_ray_address", lambda *given: None)
         cluster = Cluster(initialize_head=True, head_node_args=NO_CPU)
-        for zone in "abc":
+        for zone in "ab":
             cluster.add_node(**ONE_CPU, labels={"zone": zone})
+        cluster.add_node(**ONE_CPU, labels={"zone": "c"}, resources={"spare": 1})
         ray.init(address=cluster.address, logging_level="ERROR")
         yield cluster
         ray.shutdown()
@@ -220,6 +221,28 @@ def test_an_evaluation_that_finds_no_room_beside_the_workers_is_refused(
     assert ours == []
 
 
+def test_an_evaluation_that_waits_for_a_node_in_vain_ends_the_run_in_time(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the only node with what it reserves was lost."""
+    import ray
+
+    from ftray.cluster import evaluators
+
+    monkeypatch.setattr(evaluators, "PLACE_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(evaluators, "LOOK_EVERY_S", 0.0)
+    actor = ray.remote(evaluators.EvaluatorActor).options(num_cpus=0, resources={"gone": 1})
+    waiting = actor.remote("driver")
+    view = evaluators.ActorEvaluator({0: waiting}, ray.put(None), None)
+    view.submit(1, 0, {})
+    with pytest.raises(
+        ClusterError, match=r"waiting for a node for 1 s: .* 1 spare, zone=c\. Give"
+    ):
+        for _ in range(100):
+            assert view.finished(0.2) == []
+    ray.kill(waiting)
+
+
 class InThread(threading.Thread):
     """A fit in a thread: nodes can only be added in the main one."""
 
@@ -243,11 +266,17 @@ def wait_for(logs: Path, words: str, timeout_s: float = 180) -> None:
         time.sleep(0.2)
 
 
+def remove_a_node(cluster: Any) -> None:
+    """One that has nothing but its CPU."""
+    plain = [node for node in cluster.worker_nodes if not node._ray_params.resources]
+    cluster.remove_node(min(plain, key=lambda node: str(node.node_id)))
+
+
 @pytest.mark.slow
 def test_a_lost_node_is_told_and_the_run_goes_on_when_there_is_another(
     cluster: Any, three: Any, folder: Path, tiny_model: Path, labelled_rows: Any
 ) -> None:
-    """With an evaluation that overlaps, in an actor beside the driver."""
+    """With an evaluation that overlaps, in an actor beside a worker."""
     overlapped = EvaluationCallback(labelled_rows, overlap=True)
     thread = InThread(
         folder=folder,
@@ -255,12 +284,13 @@ def test_a_lost_node_is_told_and_the_run_goes_on_when_there_is_another(
         rows=labelled_rows,
         num_workers=3,
         run_name="lost-node",
+        resources_per_evaluator={"spare": 0.5},
         callbacks=[overlapped, Look(folder / "lost", pause_s=2.0)],
     )
     thread.start()
     logs = folder / "runs" / "default" / "lost-node" / "logs.txt"
     wait_for(logs, "Checkpoint epoch-0001")
-    cluster.remove_node(min(cluster.worker_nodes, key=lambda node: node.node_id))
+    remove_a_node(cluster)
     wait_for(logs, "was lost, and rank")
     wait_for(logs, "Workers were lost")
     cluster.add_node(**ONE_CPU)
@@ -295,11 +325,11 @@ def test_without_another_node_the_run_ends_in_time_and_can_be_resumed(
     thread.start()
     logs = folder / "runs" / "default" / "too-few" / "logs.txt"
     wait_for(logs, "Checkpoint epoch-0001")
-    cluster.remove_node(min(cluster.worker_nodes, key=lambda node: node.node_id))
+    remove_a_node(cluster)
     removed = time.monotonic()
     thread.join(120)
     assert not thread.is_alive() and time.monotonic() - removed < 90
-    message = r"no room for 3 workers with 1 CPU each within 10 s: .* 2 nodes? with 1 CPU|zone"
+    message = r"no room for 3 workers with 1 CPU each within 10 s: the Ray cluster has .*1 spare"
     assert isinstance(thread.error, RunFailedError)
     with pytest.raises(RunFailedError, match=message):
         raise thread.error

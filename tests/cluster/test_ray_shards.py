@@ -226,6 +226,7 @@ def test_a_lost_shard_is_a_lost_worker(actors, specs):
     ray.kill(ours[1])
 
 
+@pytest.mark.slow
 def test_a_shard_whose_node_is_gone_starts_on_another(cluster):
     import ray
 

@@ -17,7 +17,7 @@ from ftray.launch.sweep import Supervisor, _find_place
 from ftray.launch.trial import EpochReports
 from ftray.record.session import STOP_FILE, StopRequests
 from ftray.record.storage import Storage
-from ftray.sweeps.config import SweepConfig, validated_sweep
+from ftray.sweeps.config import SweepConfig, sweep_facts, validated_sweep
 from ftray.sweeps.record import SweepRecord, SweepState, read_state
 from ftray.sweeps.sweep import Sweep
 
@@ -48,7 +48,7 @@ class Opened:
         self.storage.create()
         state = state or SweepState(metric="train_loss", mode="min")
         self.record = SweepRecord(self.storage, state)
-        self.record.open({"config": json.loads(json.dumps(sweep.model_dump(), default=str))})
+        self.record.open(sweep_facts(sweep))
         self.lines: list[str] = []
         self.supervisor = Supervisor(
             sweep, self.record, sweep.points(), StopRequests(self.storage), self.lines.append
@@ -294,3 +294,53 @@ def test_a_metric_that_comes_late_holds_its_epoch_and_those_after_it_back() -> N
     assert rows == []
     result(5, 0.1)
     assert [(r["epoch"], r["mrr"]) for r in rows] == [(1, 0.1), (2, 0.2)]
+
+
+def test_a_trial_that_diverged_is_never_the_best(tmp_path: Path) -> None:
+    opened = Opened(asked(tmp_path))
+    for number, loss in enumerate([float("nan"), 2.0, float("inf")]):
+        opened.supervisor.suggest(None)
+        opened.run_directory(number, "FINISHED")
+        opened.supervisor.started(number, {})
+        opened.supervisor.reported(number, row(1, loss))
+        opened.supervisor.ended(number, "")
+    opened.record.close("FINISHED", "")
+    sweep = Sweep(opened.storage)
+    assert sweep.best.name == "trial-001"
+    assert [trial.number for trial in sweep.state.ranked()] == [1]
+    sweep.display()
+
+
+def test_what_was_asked_for_is_on_record_without_the_data_themselves(tmp_path: Path) -> None:
+    from ray import tune
+
+    opened = Opened(
+        asked(tmp_path, space={"learning_rate": tune.loguniform(1e-5, 1e-3)}, search="random")
+    )
+    config = Sweep(opened.storage).config["config"]
+    assert config["fit"]["train_data"] == "a list of 24 records"
+    assert config["space"] == {"learning_rate": {"loguniform": [1e-5, 1e-3]}}
+    assert Sweep(opened.storage).config["reproducible"] is False
+
+
+def test_verbs_that_take_runs_take_a_sweep(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ftray.cli import show, stop
+
+    opened = Opened(asked(tmp_path))
+    opened.supervisor.suggest(None)
+    opened.run_directory(0, "FINISHED")
+    opened.supervisor.started(0, {"learning_rate": 1e-4})
+    opened.supervisor.reported(0, row(1, 2.0))
+    place = str(tmp_path / "runs")
+    stop.run("mine", place, None)
+    assert "Sweep 'mine' was asked to stop" in capsys.readouterr().out
+    assert StopRequests(opened.storage)()
+    opened.supervisor.ended(0, "")
+    opened.record.close("FINISHED", "")
+    show.run("mine", place, None, False)
+    said = capsys.readouterr().out
+    assert "trial-000/artifact" in said and "0.0001" in said and "FINISHED" in said
+    show.run("mine", place, None, True)
+    assert json.loads(capsys.readouterr().out)["trials"][0]["train_loss"] == 2.0
