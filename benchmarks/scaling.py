@@ -40,6 +40,7 @@ from ftray.runtime.process_group import ProcessGroupCollectives, SingleProcess
 from ftray.training.bridge import CallbackDispatcher
 from ftray.training.reduce import deal, gather_rows, reduce_gradients
 from ftray.training.step import forward_backward, loss_inputs, own_texts
+from ftray.words import counted
 
 WORLDS = (1, 2, 4)
 LOSSES = {"SupConLoss": "in full", "InfoNCE": "by rows"}
@@ -84,7 +85,7 @@ def main() -> None:
     common.page(
         "scaling",
         "What is moved, and how long it takes",
-        f"{INTRODUCTION} Medians of {runs} runs.\n\n{body}\n\n"
+        f"{INTRODUCTION} Medians of {counted(runs, 'run')}.\n\n{body}\n\n"
         + common.versions("torch", "faiss-cpu", "ray", "pytorch-metric-learning"),
         threads=cores(),
         load=load,
@@ -121,8 +122,8 @@ WORDS = {
     the measured one; memory is what the losses took a cell.""",
     "Predicted indexes": f"""Not measured: vectors of {DIM} numbers; memory, ids and queries as at
     the largest size that was measured, nodes of {model.NODE_CORES} cores and
-    {model.NODE_MEMORY / 1e9:.0f} GB that Ray counts, one shard on each, without what the network
-    costs. Encoding as in the predicted steps, on 64 GPUs.""",
+    {model.NODE_MEMORY / 1e9:.0f} GB that Ray counts, one shard on each, every core as fast
+    as one here, without what the network costs. Encoding as in the predicted steps, on 64 GPUs.""",
     "Object store and checkpoint": """The weights of MiniLM's size as an overlapped evaluation gets
     them (`ray.put` of a dict of tensors; read by an actor), a retrieval's texts and ids as every
     worker gets them with the job, and a checkpoint with AdamW on the local disk.""",
@@ -504,16 +505,16 @@ def time_table(found: dict[int, list[dict[str, Any]]]) -> Table:
             )
             for U, D in GATHERED
         ]
-        what += [
+        what += [  # one worker has nothing to reduce
             (f"reduce {P:,}", model.ring(4 * (P + 40), W), [r["reduce"][P] for r in ranks])
             for P in REDUCED
+            if W > 1
         ]
         if W > 1:
             lines.append([str(W), "all_reduce of 2 numbers", "", f"{1e3 * small:.2f}", "", ""])
         bandwidths = {}
-        for kind in ("gather", "reduce"):
-            name, sent, took = [entry for entry in what if entry[0].startswith(kind)][-1]
-            bandwidths[kind] = sent / slowest(took)
+        for name, sent, took in what:  # the last of each kind is the largest
+            bandwidths[name.split()[0]] = sent / slowest(took)
         for name, sent, took in what:
             seconds = slowest(took)
             rate, said = "", ""

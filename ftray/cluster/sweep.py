@@ -35,6 +35,7 @@ from ftray.cluster.tuning import (
     number_of,
     trial_name_of,
 )
+from ftray.cluster.weights import SharedModel, job_here, share_model
 from ftray.config import FitConfig
 from ftray.errors import ClusterError
 from ftray.sweeps.config import SweepConfig
@@ -100,7 +101,8 @@ class Tuning:
 
         Args:
             train: runs one.
-            shared: what they share; it goes to the object store once.
+            shared: the job whose model and data they share, or None; it goes to the object store
+                once.
             supervisor: says what is tried, and hears of everything.
             folder: where Tune keeps what trials hand on; nobody needs it afterwards.
 
@@ -109,12 +111,13 @@ class Tuning:
         """
 
         def trial(config: dict[str, Any], kept: Any = None) -> None:
-            _run_trial(config, train, kept[0])
+            _run_trial(config, train, kept[0], kept[1])
 
         with _quiet(), connected():
             pbt = self.sweep.scheduler == "pbt"
+            model = None if shared is None else share_model(shared)
             room = room_for(self.sweep, self.config)
-            function = tune.with_parameters(trial, kept=[ray.put(shared)])
+            function = tune.with_parameters(trial, kept=[ray.put(shared), model])
             asking = Asking(
                 self.sweep.scheduler,
                 self.config.epochs,
@@ -238,7 +241,9 @@ def _quiet() -> Iterator[None]:
 # ---------------------------------------------------------------- in the trial's process
 
 
-def _run_trial(config: dict[str, Any], train: TrialFunction, shared: Any) -> None:
+def _run_trial(
+    config: dict[str, Any], train: TrialFunction, shared: Any, model: SharedModel | None
+) -> None:
     """What Tune runs."""
     # Tune waits so long for a trial that it paused to close its run, before it uses the process
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"
@@ -256,11 +261,14 @@ def _run_trial(config: dict[str, Any], train: TrialFunction, shared: Any) -> Non
 
     assert context is not None
     try:
-        with tempfile.TemporaryDirectory(prefix="ftray-") as place:
+        with (
+            tempfile.TemporaryDirectory(prefix="ftray-") as place,
+            job_here(ray.get(shared), model) as job,
+        ):
             folder = None
             if handed is not None:
                 folder = Path(handed.to_directory(f"{place}/handed"))
             number = number_of(context.get_trial_name())
-            train(number, config[VALUES], ray.get(shared), report, folder)
+            train(number, config[VALUES], job, report, folder)
     except KeyboardInterrupt:
         sys.exit(0)

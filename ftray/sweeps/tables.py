@@ -39,7 +39,7 @@ def sweep_sheet(name: str, state: SweepState) -> Sheet:
     shown = varied if len(set(last)) < len(last) else last
     rows = [
         [
-            Cell(trial.name, "bold" if place == 0 and trial.score is not None else ""),
+            Cell(str(trial.number), "bold" if place == 0 and trial.score is not None else ""),
             Cell(number(trial.score), "bold" if place == 0 else ""),
             *(Cell(value_text(trial.values.get(key))) for key in varied),
             Cell(str(len(trial.epochs))),
@@ -50,7 +50,7 @@ def sweep_sheet(name: str, state: SweepState) -> Sheet:
     return Sheet(
         title=f"Sweep {name}: {state.metric} ({state.mode})",
         columns=["trial", state.metric, *shown, "epochs", "outcome"],
-        right=frozenset([state.metric, *shown, "epochs"]),
+        right=frozenset(["trial", state.metric, *shown, "epochs"]),
         whole=frozenset(["outcome"]),
         sections=[rows],
     )

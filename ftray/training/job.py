@@ -6,20 +6,14 @@ starts.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from ftray.callbacks.base import Callback
-from ftray.callbacks.best_model import BestModelCheckpoint
-from ftray.callbacks.evaluation import EvaluationCallback
-from ftray.callbacks.monitor import check_monitor
 from ftray.callbacks.registry import resolve_callbacks
 from ftray.callbacks.training_checkpoint import TrainingCheckpoint
-from ftray.callbacks.wise_ft import WiSEFTCallback
 from ftray.config import FitConfig
 from ftray.data.dataset import TrainSet, train_set
 from ftray.data.plan import Plan, Sampler, make_plan
@@ -36,7 +30,6 @@ from ftray.models.kinds import couples_rows, kind_of
 from ftray.models.licence import read_licence
 from ftray.models.mlp import feature_size
 from ftray.models.registry import check_options, load_encoder, locate_model, model_modalities
-from ftray.models.routes import local_towers
 from ftray.training.matching import (
     check_fit,
     check_modalities,
@@ -60,6 +53,13 @@ from ftray.training.optim import (
     check_scheduler,
 )
 from ftray.training.trial import TRIED_ROWS, small_loss, try_loss
+from ftray.training.wiring import (
+    check_callbacks,
+    check_monitors,
+    evaluations_of,
+    keys_of,
+    own_copies,
+)
 from ftray.words import counted
 
 __all__ = ["Job", "metric_keys", "prepare"]
@@ -155,26 +155,29 @@ class Job:
         )
 
 
-def prepare(
-    config: FitConfig, run_uri: str, module: Any = None, known: Job | None = None
-) -> Job:
+def metric_keys(job: Job) -> set[str]:
+    """The keys of all metrics that a run of this job will have."""
+    return keys_of(job.callbacks, has_val=job.val is not None)
+
+
+def prepare(config: FitConfig, run_uri: str, module: Any = None, known: Job | None = None) -> Job:
     """Read the data and check everything that can be checked.
 
     Args:
         config: what the user wants.
         run_uri: where the run is to be.
         module: the `ModuleParts` of a module of the user's, whose weights `config.model` names.
-        known: a job with the same data and callbacks, which are then taken from it.
+        known: a job with the same model, data and callbacks, which are then taken from it.
 
     Raises:
         FtrayError: for whatever the user got wrong.
     """
-    model = locate_model(config.model)
+    model = locate_model(config.model) if known is None else known.model
     _check_names(config, model, has_module=module is not None)
     takes = model_modalities(model, config.model_options)
     licence, licence_note = read_licence(model)
     callbacks = resolve_callbacks(config.callbacks) if known is None else [*known.callbacks]
-    _check_callbacks(callbacks)
+    check_callbacks(callbacks)
     train, val = _read(config, takes) if known is None else (known.train, known.val)
     if module is not None:
         takes = takes or _only(train)
@@ -182,17 +185,16 @@ def prepare(
     check_fit(config, train)
     batch_size, notes = _batch_size(config, train)
     evaluations = (
-        _evaluations(callbacks, config, model, takes) if known is None else known.evaluations
+        evaluations_of(callbacks, config, model, takes) if known is None else known.evaluations
     )
     check_places(config, evaluations)
     check_shards(config, evaluations)
     if takes is not None:
         check_modalities(config.model, takes, train, val, evaluations)
-    _check_monitors(callbacks, config.model, has_val=val is not None)
+    check_monitors(callbacks, config.model, has_val=val is not None)
     _check_values(config, train, val, batch_size)
     options = resolved_options(config, model, train, batch_size)
-    own = tuple(_unused(callback) for callback in callbacks)
-    _prepare_interpolation(own, evaluations)
+    own = own_copies(callbacks, evaluations)
     job = Job(
         config=_bare(config, train),
         model=model,
@@ -319,82 +321,6 @@ def _batch_size(config: FitConfig, train: TrainSet) -> tuple[int, list[str]]:
     if config.batch_size <= len(train) or config.batch_size_is_explicit:
         return config.batch_size, []
     return len(train), [f"batch_size is {len(train)}: all rows, fewer than the default of 64"]
-
-
-def _evaluations(
-    callbacks: list[Callback],
-    config: FitConfig,
-    model: str,
-    takes: frozenset[Modality] | None,
-) -> tuple[EvaluationSpec, ...]:
-    found = [callback for callback in callbacks if isinstance(callback, EvaluationCallback)]
-    names = [callback.name for callback in found]
-    if len(set(names)) < len(names):
-        raise ConfigError(
-            f"The EvaluationCallbacks are named {names}: each needs a caption of its own, so that "
-            "their metrics can be told apart"
-        )
-    towers = local_towers(model)
-    return tuple(
-        callback.prepare(
-            number, columns=config.columns, model=config.model, towers=towers, modalities=takes
-        )
-        for number, callback in enumerate(found)
-    )
-
-
-def metric_keys(job: Job) -> set[str]:
-    """The keys of all metrics that a run of this job will have."""
-    return _keys(job.callbacks, has_val=job.val is not None)
-
-
-def _keys(callbacks: Sequence[Callback], *, has_val: bool) -> set[str]:
-    keys = {"train_loss"} | ({"val_loss"} if has_val else set())
-    for callback in callbacks:
-        keys.update(callback.metric_names)
-        if isinstance(callback, EvaluationCallback):
-            keys.update(callback.metric_keys())
-    return keys
-
-
-def _check_monitors(callbacks: list[Callback], model: str, *, has_val: bool) -> None:
-    keys = _keys(callbacks, has_val=has_val)
-    for callback in callbacks:
-        monitor = getattr(callback, "monitor", None)
-        if isinstance(monitor, str):
-            callback.monitor = check_monitor(type(callback).__name__, monitor, keys, model)  # type: ignore[attr-defined]
-
-
-def _prepare_interpolation(
-    callbacks: Sequence[Callback], evaluations: Sequence[EvaluationSpec]
-) -> None:
-    """Tell a WiSEFTCallback what it can choose by."""
-    best = next((c.monitor for c in callbacks if isinstance(c, BestModelCheckpoint)), None)
-    for callback in callbacks:
-        if isinstance(callback, WiSEFTCallback):
-            callback.prepare(evaluations, best)
-
-
-def _unused(callback: Callback) -> Callback:
-    """A copy of one of our callbacks, so that a fit leaves the user's object as it was.
-
-    A user's own callback is taken as it is: in this process it may collect what the user reads
-    afterwards.
-    """
-    ours = type(callback).__module__.startswith("ftray.")
-    return copy.deepcopy(callback) if ours else callback
-
-
-def _check_callbacks(callbacks: list[Callback]) -> None:
-    best = [callback for callback in callbacks if isinstance(callback, BestModelCheckpoint)]
-    if len(best) > 1:
-        raise ConfigError(
-            "There are two BestModelCheckpoints, but one artifact: it can hold the best weights "
-            f"by {best[0].monitor} or by {best[1].monitor}"
-        )
-    for cls in (WiSEFTCallback, TrainingCheckpoint):
-        if sum(isinstance(callback, cls) for callback in callbacks) > 1:
-            raise ConfigError(f"There are two callbacks of the kind {cls.__name__}: give one")
 
 
 def _check_values(
