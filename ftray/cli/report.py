@@ -12,7 +12,8 @@ __all__ = ["run"]
 
 def run(name: str, storage_path: str, experiment: str | None, as_json: bool) -> None:
     """Print the path of the report of a run, or of a sweep."""
-    found = sweep_named(name, storage_path) or find_run(name, experiment, storage_path)
+    sweep = sweep_named(name, storage_path) if experiment is None else None
+    found = sweep or find_run(name, experiment, storage_path)
     path = found.report()
     if as_json:
         print(json.dumps({"name": found.name, "status": found.status(), "report": path}))

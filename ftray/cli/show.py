@@ -19,7 +19,7 @@ __all__ = ["run"]
 
 def run(name: str, storage_path: str, experiment: str | None, as_json: bool) -> None:
     """Show one run, or a sweep."""
-    sweep = sweep_named(name, storage_path)
+    sweep = sweep_named(name, storage_path) if experiment is None else None
     if sweep is not None:
         show_sweep(sweep, as_json)
         return

@@ -10,7 +10,7 @@ __all__ = ["run"]
 
 def run(name: str, storage_path: str, experiment: str | None) -> None:
     """Ask a run, or a sweep, to stop."""
-    sweep = sweep_named(name, storage_path)
+    sweep = sweep_named(name, storage_path) if experiment is None else None
     found = sweep or find_run(name, experiment, storage_path)
     what = "Run" if sweep is None else "Sweep"
     if found.status() in DONE:

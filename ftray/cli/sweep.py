@@ -27,8 +27,7 @@ def run(config: str, overrides: Sequence[str], resume: bool, as_json: bool) -> N
 
 def show_sweep(sweep: Sweep, as_json: bool) -> None:
     """Print the trials of a sweep, and where the best one is."""
-    ranked = sweep.state.ranked()
-    best = sweep.best if ranked else None
+    best = sweep.best if sweep.state.best is not None else None
     if as_json:
         facts = {"name": sweep.name, "path": sweep.path, "status": sweep.status()}
         facts |= {"metric": sweep.metric, "mode": sweep.mode, "details": sweep.state.details}

@@ -160,11 +160,12 @@ def _check_selector(config: FitConfig) -> None:
 # ---------------------------------------------------------------- what else finds room
 
 
-def free_slots(bundles: Sequence[Bundle]) -> int:
+def free_slots(bundles: Sequence[Bundle], config: FitConfig | None = None) -> int:
     """How many copies of a group of bundles fit at once into what the alive nodes have in all.
 
     Args:
         bundles: each lies on one node; those of a group may lie on several.
+        config: with the labels and the accelerator type of the nodes that count.
 
     Returns:
         The number when each bundle goes to the first node with room, the largest bundles first: the
@@ -173,7 +174,8 @@ def free_slots(bundles: Sequence[Bundle]) -> int:
     ordered = sorted((b for b in bundles if any(b.values())), key=_size, reverse=True)
     if not ordered:
         return sys.maxsize
-    nodes, count = inventory.alive(), 0
+    alive, count = inventory.alive(), 0
+    nodes = alive if config is None else _allowed(config, alive)
     while all(_put(nodes, bundle) is not None for bundle in ordered):
         count += 1
     return count

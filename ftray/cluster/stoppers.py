@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ray.tune import stopper as stoppers
@@ -58,16 +58,27 @@ class EarlyStoppingStopper(Stopper):  # type: ignore[misc]
         return False
 
 
-def as_stopper(given: Any) -> Stopper:
-    """A stopper of Tune.
+def as_stopper(given: Any, keys: Iterable[str], model: str = "") -> Stopper:
+    """A stopper of Tune that looks at a metric which there will be.
 
     Args:
         given: an `EarlyStopping`, a stopper, or one of these as YAML names it:
             `{TrialPlateauStopper: {metric: ndcg_at_20}}`.
+        keys: of all metrics that runs will have.
+        model: see `check_monitor`.
 
     Raises:
-        ConfigError: for anything else, and for options that the class refuses.
+        ConfigError: for anything else, for options that the class refuses, and other metrics.
     """
+    stopper = _stopper(given)
+    for name in ("_monitor", "_metric"):
+        if isinstance(metric := getattr(stopper, name, None), str):
+            owner = f"stop: {type(stopper).__name__}"
+            setattr(stopper, name, check_monitor(owner, metric, keys, model))
+    return stopper
+
+
+def _stopper(given: Any) -> Stopper:
     if isinstance(given, Stopper):
         return given
     if isinstance(given, EarlyStopping):

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,13 +111,13 @@ class Tuning:
         """
 
         def trial(config: dict[str, Any], kept: Any = None) -> None:
-            _run_trial(config, train, kept[0], kept[1])
+            _run_trial(config, kept[0], kept[1])
 
         with _quiet(), connected():
             pbt = self.sweep.scheduler == "pbt"
             model = None if shared is None else share_model(shared)
             room = room_for(self.sweep, self.config)
-            function = tune.with_parameters(trial, kept=[ray.put(shared), model])
+            function = tune.with_parameters(trial, kept=[ray.put((train, shared)), model])
             asking = Asking(
                 self.sweep.scheduler,
                 self.config.epochs,
@@ -151,13 +151,17 @@ class Tuning:
             tuner.fit()
 
 
-def prepare_tuning(sweep: SweepConfig, state: SweepState, configs: Sequence[FitConfig]) -> Tuning:
+def prepare_tuning(
+    sweep: SweepConfig, state: SweepState, config: FitConfig, keys: Iterable[str], trials: int
+) -> Tuning:
     """Make the objects of Tune, so that wrong options are found before anything is written.
 
     Args:
         sweep: what is asked for.
-        state: with the metric and the mode as resolved.
-        configs: of the trials, as far as they are known.
+        state: with the metric and the mode as resolved, and the trials that there are.
+        config: of a trial.
+        keys: of all metrics that runs will have.
+        trials: how many there will be; with Optuna as many as are asked for.
 
     Raises:
         ConfigError: for options that a scheduler, a stopper or Optuna refuses.
@@ -167,11 +171,11 @@ def prepare_tuning(sweep: SweepConfig, state: SweepState, configs: Sequence[FitC
         sweep=sweep,
         metric=state.metric,
         mode=state.mode,
-        config=configs[0],
-        scheduler=make_scheduler(sweep, max(config.epochs for config in configs)),
-        searcher=make_searcher(sweep, state.metric, state.mode) if optuna else None,
-        stoppers=[as_stopper(each) for each in sweep.stop],
-        count=sweep.num_samples if optuna else len(configs),
+        config=config,
+        scheduler=make_scheduler(sweep),
+        searcher=make_searcher(sweep, state) if optuna else None,
+        stoppers=[as_stopper(each, keys, config.model) for each in sweep.stop],
+        count=sweep.num_samples if optuna else trials,
     )
 
 
@@ -204,7 +208,7 @@ def room_for(sweep: SweepConfig, config: FitConfig) -> Room:
         workers = config.num_workers
         count = place(config).num_workers if workers == "auto" else workers
         bundles = [worker_bundle(config)] * count
-    slots = free_slots(bundles)
+    slots = free_slots(bundles, config)
     if not slots:
         raise ClusterError(
             f"A trial needs {bundles}, for which the Ray cluster has no room: it has "
@@ -241,9 +245,7 @@ def _quiet() -> Iterator[None]:
 # ---------------------------------------------------------------- in the trial's process
 
 
-def _run_trial(
-    config: dict[str, Any], train: TrialFunction, shared: Any, model: SharedModel | None
-) -> None:
+def _run_trial(config: dict[str, Any], kept: Any, model: SharedModel | None) -> None:
     """What Tune runs."""
     # Tune waits so long for a trial that it paused to close its run, before it uses the process
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"
@@ -260,10 +262,11 @@ def _run_trial(
             raise KeyboardInterrupt from None
 
     assert context is not None
+    train, shared = ray.get(kept)
     try:
         with (
             tempfile.TemporaryDirectory(prefix="ftray-") as place,
-            job_here(ray.get(shared), model) as job,
+            job_here(shared, model) as job,
         ):
             folder = None
             if handed is not None:

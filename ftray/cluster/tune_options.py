@@ -19,6 +19,7 @@ from ray.tune.search import Searcher
 from ftray.cluster.tuning import CLOCK, VALUES
 from ftray.errors import ConfigError, nearest
 from ftray.sweeps.config import SweepConfig
+from ftray.sweeps.record import SweepState
 from ftray.sweeps.space import Domain
 
 __all__ = ["make_scheduler", "make_searcher"]
@@ -26,12 +27,11 @@ __all__ = ["make_scheduler", "make_searcher"]
 RESERVED = ("metric", "mode", "hyperparam_mutations", "time_attr")
 
 
-def make_scheduler(sweep: SweepConfig, epochs: int) -> TrialScheduler:
+def make_scheduler(sweep: SweepConfig) -> TrialScheduler:
     """The scheduler that is asked for, with our defaults under the user's options.
 
     Args:
         sweep: what is asked for.
-        epochs: the most that a trial trains.
 
     Raises:
         ConfigError: for options that it refuses.
@@ -42,7 +42,7 @@ def make_scheduler(sweep: SweepConfig, epochs: int) -> TrialScheduler:
     defaults: dict[str, Any] = {"time_attr": CLOCK}
     if name == "asha":
         cls: Any = ASHAScheduler
-        defaults.update(max_t=max(epochs, 1), grace_period=1, reduction_factor=3)
+        defaults.update(max_t=max(sweep.most_epochs, 1), grace_period=1, reduction_factor=3)
     elif name == "median":
         cls = MedianStoppingRule
         defaults.update(grace_period=1, min_samples_required=3)
@@ -82,8 +82,8 @@ def _domain(domain: Domain) -> Any:
     return make(*(map(int, limits) if domain.kind.endswith("randint") else limits))
 
 
-def make_searcher(sweep: SweepConfig, metric: str, mode: str) -> Searcher:
-    """Optuna, over the whole space.
+def make_searcher(sweep: SweepConfig, state: SweepState) -> Searcher:
+    """Optuna, over the whole space; it knows what the trials on record have shown.
 
     Raises:
         ConfigError: if it is not installed, or refuses its options.
@@ -96,11 +96,17 @@ def make_searcher(sweep: SweepConfig, metric: str, mode: str) -> Searcher:
             "search: optuna needs the package optuna: pip install 'ftray[optuna]'"
         ) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    space = {name: _domain(domain) for name, domain in sweep.parsed_space.items()}
-    options = {"seed": sweep.seed, **sweep.search_options}
+    space = sweep.parsed_space
+    options = {"seed": sweep.seed + len(state.trials), **sweep.search_options}
     try:
         searcher: Searcher = OptunaSearch(**options)
     except TypeError as error:
         raise ConfigError(f"search_options do not fit OptunaSearch: {error}") from None
-    searcher.set_search_properties(metric, mode, space)
+    searcher.set_search_properties(
+        state.metric, state.mode, {name: _domain(domain) for name, domain in space.items()}
+    )
+    for trial in state.trials:
+        if trial.has_score and trial.outcome in ("finished", "stopped"):
+            inactive = {name: domain.first for name, domain in space.items()}
+            searcher.add_evaluated_point({**inactive, **trial.values}, trial.score)
     return searcher

@@ -152,7 +152,8 @@ class Asking(TrialScheduler):  # type: ignore[misc]
         self._inner = inner
         self._stoppers = list(stoppers)
         self._supervisor = supervisor
-        self._asked: set[str] = set()
+        self._asked: dict[str, str] = {}
+        self._seen: dict[str, float] = {}
         self._supports_buffered_results = False
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
@@ -174,9 +175,25 @@ class Asking(TrialScheduler):  # type: ignore[misc]
     ) -> str:
         """What the inner scheduler says, but never STOP."""
         go_on = str(TrialScheduler.CONTINUE)
-        is_last = result[CLOCK] >= trial.config[VALUES].get("epochs", self._epochs)
-        if trial.trial_id in self._asked or (is_last and self._name == "pbt"):
-            return go_on  # what PBT gave it now would train no more
+        epoch = result[CLOCK]
+        is_again = self._name != "pbt" and epoch <= self._seen.get(trial.trial_id, 0)  # a repeat
+        self._seen[trial.trial_id] = max(epoch, self._seen.get(trial.trial_id, 0))
+        is_last = epoch >= trial.config[VALUES].get("epochs", self._epochs)
+        if trial.trial_id in self._asked:
+            self._supervisor.ask_to_stop(number_of(str(trial)), self._asked[trial.trial_id])
+            return go_on
+        if is_again or (is_last and self._name == "pbt"):  # what PBT gave now would train no more
+            return go_on
+        decision, reason = self._decision(tune_controller, trial, result)
+        if reason and not is_last:
+            self._asked[trial.trial_id] = reason
+            self._supervisor.ask_to_stop(number_of(str(trial)), reason)
+        return go_on if decision == TrialScheduler.STOP else decision
+
+    def _decision(
+        self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]
+    ) -> tuple[str, str]:
+        """What the inner scheduler says, and why the trial is to stop, if it is."""
         decision = str(self._inner.on_trial_result(tune_controller, trial, result))
         reason = ""
         if decision == TrialScheduler.STOP:
@@ -184,13 +201,7 @@ class Asking(TrialScheduler):  # type: ignore[misc]
         for stopper in self._stoppers:
             if not reason and stopper(trial.trial_id, result):
                 reason = f"{type(stopper).__name__} at epoch {result[CLOCK]}"
-        if is_last:
-            return go_on
-        if reason:
-            self._asked.add(trial.trial_id)
-            self._supervisor.ask_to_stop(number_of(str(trial)), reason)
-            return go_on
-        return decision
+        return decision, reason
 
     def stop_all(self) -> str:
         """Which stopper wants to end the sweep, or nothing."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from ftray.errors import StorageError
 from ftray.events import CheckpointSaved, EpochEnded, EvaluationEnded, Event, FitEnded
 from ftray.launch.drive import drive
 from ftray.launch.start import made_ready
@@ -16,12 +20,17 @@ from ftray.record.session import RunSession
 from ftray.record.storage import Storage
 from ftray.sweeps.config import CHANGED_IN_TRAINING, SweepConfig
 from ftray.sweeps.record import trial_name
+from ftray.sweeps.sweep import is_sweep
 
 if TYPE_CHECKING:
     from ftray.cluster.tuning import Report
     from ftray.training.job import Job
 
-__all__ = ["EpochReports", "TrialRun"]
+__all__ = ["CLOSING_FILE", "EpochReports", "TrialRun"]
+
+CLOSING_FILE = "control/closing"
+"""In the sweep's folder: no trial begins any more."""
+WAIT_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +41,17 @@ class TrialRun:
         sweep: the configuration.
         name: of the sweep.
         metric: that it looks at.
+        late: whether that is measured while training goes on.
         done: trials that came to their end before the sweep was resumed.
+        folder: where the sweep was begun; relative paths are meant from there.
     """
 
     sweep: SweepConfig
     name: str
     metric: str
+    late: bool
     done: frozenset[int]
+    folder: str
 
     def __call__(
         self,
@@ -51,19 +64,44 @@ class TrialRun:
         """Train; what the run has done already is reported anew, for the scheduler to know."""
         from ftray.training.handover import take_over
 
-        run = Storage(self.sweep.storage_path).under(self.name, trial_name(number))
+        if os.path.isdir(self.folder):
+            os.chdir(self.folder)
+        sweep = Storage(self.sweep.storage_path).under(self.name)
+        _check_storage(sweep)
+        if sweep.exists(CLOSING_FILE):
+            return
+        run = sweep.under(trial_name(number))
+        reader = RecordReader(run)
         hands_on = self.sweep.scheduler == "pbt"
-        note = () if handed is None else take_over(run, handed)
-        reports = EpochReports(self.metric, report, run if hands_on else None)
-        over = number in self.done or RecordReader(run).status()["status"] == "FINISHED"
+        reports = EpochReports(self.metric, report, run if hands_on else None, late=self.late)
+        over = number in self.done or reader.status()["status"] == "FINISHED"
         if over or not hands_on:
-            reports.replay(RecordReader(run))
+            reports.replay(reader)
         if over:
             return
+        _wait_until_free(reader)
+        note = () if handed is None else take_over(run, handed)
         config = self.sweep.fit_config(values, self.name, run.name)
         may_differ = CHANGED_IN_TRAINING if hands_on else ()
         with made_ready(config, known=shared, may_differ=may_differ, notes=note) as start:
             drive(start, [reports], reports.opened)
+
+
+def _check_storage(sweep: Storage) -> None:
+    if not is_sweep(sweep):
+        raise StorageError(
+            f"The node {platform.node()} cannot see the sweep {sweep.uri}. On several nodes "
+            "storage_path must be a folder that all of them share, or a URI such as s3://bucket/runs"
+        )
+
+
+def _wait_until_free(reader: RecordReader) -> None:
+    """Wait for the process that had the run before, on a lost machine perhaps, to be gone for sure.
+
+    A run has one trial, and Tune one process for each: nobody else is at it.
+    """
+    while reader.exists() and reader.status()["status"] in ("CREATED", "STARTED"):
+        time.sleep(WAIT_S)
 
 
 class EpochReports:
@@ -76,12 +114,16 @@ class EpochReports:
         metric: that the sweep looks at.
         report: takes a row: every metric, `epoch` from 1, `global_step`.
         run: whose checkpoints are handed on with the reports, or None.
+        late: whether the metric may come after its epoch.
     """
 
-    def __init__(self, metric: str, report: Report, run: Storage | None = None) -> None:
+    def __init__(
+        self, metric: str, report: Report, run: Storage | None = None, *, late: bool = False
+    ) -> None:
         self._metric = metric
         self._report = report
         self._run = run
+        self._late = late
         self._measured: dict[int, dict[str, float]] = {}
         self._waiting: dict[int, dict[str, float]] = {}
         self._saved = -1
@@ -115,7 +157,7 @@ class EpochReports:
         for step in sorted(self._waiting):
             row = {**self._measured.get(step, {}), **self._waiting[step]}
             known = self._metric in row
-            if not last and not (known and step <= self._saved):
+            if not last and (step > self._saved or (self._late and not known)):
                 return  # later epochs wait as well
             del self._waiting[step]
             if known:

@@ -269,7 +269,7 @@ def artifact_value(reader: RecordReader, metric: str) -> float | None:
     events = reader.events()
     value = _by_key(final_evaluations(events)).get(metric)
     ended = next((e for e in reversed(events) if isinstance(e, FitEnded)), None)
-    if value is not None or ended is None:
+    if value is not None or ended is None or ended.artifact_weights:
         return value
     epochs = [e for e in events if isinstance(e, EpochEnded) and metric in e.metrics]
     of_step = [e.metrics[metric] for e in epochs if e.global_step == ended.artifact_step]

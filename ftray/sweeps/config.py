@@ -26,7 +26,14 @@ NOT_VARIED = {
     "run_name": "trials are named by number",
     "resume": "trials go on with their sweep",
     "description": "it changes nothing",
+    "num_workers": "as many trials run as find room, so all need the same",
+    "device": "as many trials run as find room, so all need the same",
+    "resources_per_worker": "as many trials run as find room, so all need the same",
+    "resources_per_evaluator": "as many trials run as find room, so all need the same",
+    "accelerator_type": "as many trials run as find room, so all need the same",
+    "label_selector": "as many trials run as find room, so all need the same",
 }
+PLACES = ("storage_path", "experiment_name", "run_name", "resume")
 CHANGED_IN_TRAINING = ("learning_rate", "optimizer_options", "loss_options", "max_grad_norm")
 """What PBT may vary: it changes a trial while it trains."""
 DATA_FIELDS = ("train_data", "eval_data")
@@ -118,16 +125,23 @@ class SweepConfig(BaseModel):
 
     @model_validator(mode="after")
     def _checked(self) -> SweepConfig:
-        for key in (*self.fit, *self.space):
-            root = str(key).split(".")[0]
-            if root in NOT_VARIED and root != "description":
-                raise ConfigError(f"'{key}' cannot be given in a sweep: {NOT_VARIED[root]}")
+        for key in set(self.fit) & set(PLACES):
+            raise ConfigError(f"'{key}' cannot be given in a sweep: {NOT_VARIED[key]}")
         for key, domain in self.parsed_space.items():
             _check_key(key)
+            if domain.kind == "grid" and self.search == "optuna":
+                raise ConfigError(f"space.{key}: search: optuna knows no grid: give choice")
             if self.scheduler == "pbt":
                 _check_for_pbt(key, domain.condition)
         if self.scheduler == "none" and self.scheduler_options:
             raise ConfigError("scheduler_options are given, and no scheduler: asha, median or pbt")
+        if self.resources_per_trial is not None and self.fit.get("num_workers", "auto") != 0:
+            raise ConfigError(
+                "resources_per_trial is for trials in one process (fit.num_workers: 0): of trials "
+                "with workers each takes fit.resources_per_worker"
+            )
+        for option in {"metric", "mode", "space"} & set(self.search_options):
+            raise ConfigError(f"search_options.{option}: the sweep's own {option} counts")
         if self.search != "optuna" and self.search_options:
             raise ConfigError(f"search_options belong to search: optuna, not to {self.search}")
         if self.scheduler == "pbt" and self.max_concurrent_trials != "auto":
@@ -160,6 +174,14 @@ class SweepConfig(BaseModel):
         return drawn_points(self.parsed_space, self.num_samples, self.seed)
 
     @property
+    def most_epochs(self) -> int:
+        """The most that any trial trains."""
+        domain = self.parsed_space.get("epochs")
+        if domain is None:
+            return int(self.fit.get("epochs", FitConfig.model_fields["epochs"].default))
+        return max(domain.values) if domain.values else int(domain.high)
+
+    @property
     def shares_data(self) -> bool:
         """Whether all trials have the same data, so that it is read once."""
         roots = {key.split(".")[0] for key in self.space}
@@ -181,13 +203,16 @@ class SweepConfig(BaseModel):
         for key, value in point.items():
             values = set_value(values, key, value)
         if values.get("num_workers", "auto") != 0:  # or one trial would take all CPUs
-            values.setdefault("resources_per_worker", {"CPU": 1})
+            given = values.get("resources_per_worker") or {}
+            values["resources_per_worker"] = {"CPU": 1, **given}
         place = {"storage_path": self.storage_path, "experiment_name": name, "run_name": run_name}
         return validated({**values, **place, "resume": "auto"}, where=run_name)
 
 
 def _check_key(key: str) -> None:
     root = key.split(".")[0]
+    if root in NOT_VARIED:
+        raise ConfigError(f"space.{key} cannot be varied: {NOT_VARIED[root]}")
     if root not in FitConfig.model_fields:
         raise ConfigError(
             f"space.{key}: there is no option.{nearest(root, FitConfig.model_fields)}"
@@ -222,10 +247,10 @@ def validated_sweep(values: Mapping[str, Any], *, where: str = "") -> SweepConfi
 def sweep_facts(sweep: SweepConfig) -> dict[str, Any]:
     """What `sweep.yaml` holds: the configuration, whether it can be had back from that, and where.
 
-    In-memory data are recorded by their fingerprint, and the space in our own words.
+    Data in memory are described, and the space stands in our own words.
     """
     fit = {
-        name: data_facts(value) if name in DATA_FIELDS else plain(value)
+        name: data_facts(value) if name in DATA_FIELDS else plain(_without_data(value))
         for name, value in sweep.fit.items()
     }
     space = {name: plain(as_written(domain)) for name, domain in sweep.parsed_space.items()}
@@ -241,6 +266,16 @@ def sweep_facts(sweep: SweepConfig) -> dict[str, Any]:
         "reproducible": all(exact for _, exact in found),
         "environment": environment(),
     }
+
+
+def _without_data(value: Any) -> Any:
+    """Options in which data in memory, such as an `EvaluationCallback` may have, are described."""
+    if isinstance(value, Mapping):
+        return {
+            key: data_facts(entry)[0] if str(key).endswith("_data") else _without_data(entry)
+            for key, entry in value.items()
+        }
+    return [_without_data(entry) for entry in value] if isinstance(value, list) else value
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:

@@ -31,7 +31,7 @@ from ftray.sweeps.space import Domain
 from ftray.sweeps.tables import value_text
 from ftray.words import counted
 
-__all__ = ["Scale", "best_first", "curves_picture", "has_score", "parallel_picture", "varied_names"]
+__all__ = ["Scale", "curves_picture", "parallel_picture", "varied_names"]
 
 FOREMOST = 5
 """So many of the best stand out."""
@@ -50,19 +50,6 @@ DASHED, DOTTED = (0, (4, 2)), (0, (1, 2))
 def varied_names(state: SweepState) -> list[str]:
     """What trials vary: dotted names, in the order in which they come up."""
     return list(dict.fromkeys(name for trial in state.trials for name in trial.values))
-
-
-def has_score(trial: Trial) -> bool:
-    """Whether a trial can be compared: NaN and infinities are no score to be the best by."""
-    return trial.score is not None and math.isfinite(trial.score)
-
-
-def best_first(state: SweepState) -> list[Trial]:
-    """All trials; those without a finite score come last, by number."""
-    sign = -1 if state.mode == "max" else 1
-    scored = [trial for trial in state.trials if has_score(trial)]
-    scored.sort(key=lambda trial: (sign * (trial.score or 0.0), trial.number))
-    return [*scored, *(trial for trial in state.trials if not has_score(trial))]
 
 
 # ---------------------------------------------------------------- an axis
@@ -175,8 +162,8 @@ def parallel_picture(state: SweepState, space: Mapping[str, Domain]) -> Picture 
         state: of the sweep.
         space: its domains by name, as far as they are known.
     """
-    trials = best_first(state)
-    scores = [trial.score for trial in trials if has_score(trial) and trial.score is not None]
+    trials = state.ordered()
+    scores = [trial.score for trial in trials if trial.has_score and trial.score is not None]
     names = varied_names(state)
     if not scores or not names:
         return None
@@ -227,7 +214,7 @@ def _draw_scales(axes: Axes, scales: Sequence[Scale], room_pt: float) -> None:
 
 def _look(rank: int, trial: Trial, count: int) -> dict[str, Any]:
     """The line of a trial, by its place among all."""
-    if not has_score(trial):
+    if not trial.has_score:
         failed = trial.outcome == "failed"
         return {"color": INKS["stop" if failed else "muted"], "linewidth": 1, "linestyle": DOTTED}
     style = DASHED if trial.outcome == "stopped" else "-"
@@ -295,7 +282,7 @@ def _parallel_words(trials: Sequence[Trial], scales: Sequence[Scale]) -> str:
     across = ", ".join(scale.words() for scale in scales)
     words = f"{count} across {across}. The best is {best.name}: {values}"
     words += f", with {scales[-1].name} = {number(best.score)}"
-    without = sum(not has_score(trial) for trial in trials)
+    without = sum(not trial.has_score for trial in trials)
     if without:
         words += f"; {counted(without, 'trial')} without a value of it"
     return words + "."
@@ -309,7 +296,7 @@ def curves_picture(state: SweepState) -> Picture | None:
 
     One that was stopped early ends with a cross. A diamond is where the best has its value.
     """
-    trials = best_first(state)
+    trials = state.ordered()
     lines = [
         (rank, trial, series)
         for rank, trial in enumerate(trials)

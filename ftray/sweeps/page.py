@@ -23,10 +23,8 @@ from ftray.report.svg import standalone
 from ftray.sweeps.config import SweepConfig
 from ftray.sweeps.figures import (
     MANY,
-    best_first,
     category_text,
     curves_picture,
-    has_score,
     parallel_picture,
     varied_names,
 )
@@ -68,7 +66,7 @@ def write_sweep_report(storage: Storage) -> str:
 def _view(storage: Storage, state: SweepState, facts: Mapping[str, Any]) -> dict[str, Any]:
     """All values of the template, by name."""
     config: dict[str, Any] = facts.get("config") or {}
-    trials, names = best_first(state), varied_names(state)
+    trials, names = state.ordered(), varied_names(state)
     rows = [_row(storage, trial, names) for trial in trials[:MOST_ROWS]]
     failed = [trial for trial in state.trials if trial.outcome == "failed"]
     found = {
@@ -88,7 +86,7 @@ def _view(storage: Storage, state: SweepState, facts: Mapping[str, Any]) -> dict
         "generator": f"ftray {__version__}",
         "written": about.clock(time.time()),
         "facts": list(_facts(storage, state, config)),
-        "best": rows[0] if trials and has_score(trials[0]) else None,
+        "best": rows[0] if trials and trials[0].has_score else None,
         "varied": names,
         "rows": rows,
         "left_out": len(trials) - len(rows),
@@ -137,10 +135,8 @@ def _handover(trial: Trial) -> dict[str, Any]:
     """What a trial had under PBT until it took over from a better one, and what it has now."""
     steps = []
     for change in trial.history:
-        donor = change.get("donor")
-        said = f" (then those of {donor})" if donor is not None else ""
         words = _listed(change.get("values") or {})
-        steps.append(f"until epoch {change.get('epoch', '?')}: {words}{said}")
+        steps.append(f"until epoch {change.get('epoch', '?')}: {words}")
     return {"name": trial.name, "steps": steps, "now": _listed(trial.values)}
 
 

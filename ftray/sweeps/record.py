@@ -45,7 +45,7 @@ class Trial:
         outcome: "stopped" where the scheduler, a stopper or a budget ended it early; "interrupted"
             where it was stopped with the sweep, and goes on when that is resumed.
         reason: why it was stopped, or what went wrong.
-        score: the metric of the weights that its artifact holds; None until there is one.
+        score: the metric of the weights that its artifact holds; while it runs, the newest value.
         epochs: its metrics at the end of each epoch, with `epoch` from 1.
         history: under PBT, what it was before it took over from another: values, and until which
             epoch.
@@ -63,6 +63,11 @@ class Trial:
     def name(self) -> str:
         """The name of its run."""
         return trial_name(self.number)
+
+    @property
+    def has_score(self) -> bool:
+        """Whether its score is a finite number."""
+        return self.score is not None and math.isfinite(self.score)
 
     def series(self, metric: str) -> list[tuple[int, float]]:
         """(epoch, value) of a metric, where it is finite."""
@@ -97,11 +102,19 @@ class SweepState:
     host: str = ""
     trials: list[Trial] = field(default_factory=list)
 
-    def ranked(self) -> list[Trial]:
-        """Trials with a score, the best first; of equal ones the earlier. NaN is none."""
+    def ordered(self) -> list[Trial]:
+        """The best trial first, of equal ones the earlier; those without a score last."""
         sign = -1 if self.mode == "max" else 1
-        scored = [t for t in self.trials if t.score is not None and math.isfinite(t.score)]
-        return sorted(scored, key=lambda trial: (sign * (trial.score or 0.0), trial.number))
+        scored = [trial for trial in self.trials if trial.has_score]
+        ranked = sorted(scored, key=lambda trial: (sign * (trial.score or 0.0), trial.number))
+        return [*ranked, *(trial for trial in self.trials if not trial.has_score)]
+
+    @property
+    def best(self) -> Trial | None:
+        """The best trial that has an artifact."""
+        over = ("finished", "stopped", "interrupted")
+        found = (t for t in self.ordered() if t.has_score and t.outcome in over)
+        return next(found, None)
 
 
 def read_state(storage: Storage) -> SweepState:

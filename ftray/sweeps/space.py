@@ -14,6 +14,7 @@ where the other has none of these.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,6 +69,13 @@ class Domain:
         if self.kind == "loguniform":
             return min(max(drawn, self.low), self.high)
         return min(int(drawn), int(self.high) - 1)
+
+    @property
+    def first(self) -> Any:
+        """A value of it, always the same."""
+        if self.values:
+            return self.values[0]
+        return int(self.low) if self.kind.endswith("randint") else self.low
 
     def active(self, values: Mapping[str, Any]) -> bool:
         """Whether the field is varied in a trial with these values of the others."""
@@ -126,6 +134,7 @@ def _domain(name: str, value: Any) -> Domain:
     if kind in LISTS:
         if isinstance(arguments, str) or not isinstance(arguments, Sequence) or not arguments:
             raise ConfigError(f"space.{name}.{given} = {arguments!r}: a list of values is expected")
+        _check_plain(name, arguments)
         return Domain(kind=kind, values=tuple(arguments), condition=condition)
     if kind in RANGES:
         low, high = _limits(name, kind, arguments)
@@ -133,6 +142,18 @@ def _domain(name: str, value: Any) -> Domain:
     raise ConfigError(
         f"space.{name}: there is no domain '{given}'.{nearest(str(given), (*RANGES, *LISTS))}"
     )
+
+
+def _check_plain(name: str, values: Sequence[Any]) -> None:
+    """Values go on record, from where a sweep is resumed."""
+    for value in values:
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"space.{name}: a {type(value).__name__} cannot be a value: texts, numbers, lists "
+                "and mappings are expected"
+            ) from None
 
 
 def _allowed() -> str:

@@ -89,10 +89,10 @@ class Sweep:
         Raises:
             FtrayError: if no trial has an artifact.
         """
-        ranked = self.state.ranked()
-        if not ranked:
+        best = self.state.best
+        if best is None:
             raise FtrayError(f"No trial of sweep '{self.name}' ({self.status()}) has an artifact")
-        return self.run(ranked[0].number)
+        return self.run(best.number)
 
     @property
     def errors(self) -> dict[int, str]:

@@ -6,18 +6,11 @@ from typing import Any
 
 from ftray.report.figures import number
 from ftray.report.tables import Cell, Sheet
-from ftray.sweeps.record import SweepState, Trial
+from ftray.sweeps.record import SweepState
 
-__all__ = ["ordered", "sweep_sheet", "value_text"]
+__all__ = ["sweep_sheet", "value_text"]
 
 STYLES = {"failed": "red", "waiting": "dim", "stopped": "dim", "interrupted": "dim"}
-
-
-def ordered(state: SweepState) -> list[Trial]:
-    """The best trial first; those without a score last, by number."""
-    ranked = state.ranked()
-    numbers = {trial.number for trial in ranked}
-    return [*ranked, *(trial for trial in state.trials if trial.number not in numbers)]
 
 
 def value_text(value: Any) -> str:
@@ -39,13 +32,13 @@ def sweep_sheet(name: str, state: SweepState) -> Sheet:
     shown = varied if len(set(last)) < len(last) else last
     rows = [
         [
-            Cell(str(trial.number), "bold" if place == 0 and trial.score is not None else ""),
+            Cell(str(trial.number), "bold" if place == 0 and trial.has_score else ""),
             Cell(number(trial.score), "bold" if place == 0 else ""),
             *(Cell(value_text(trial.values.get(key))) for key in varied),
             Cell(str(len(trial.epochs))),
             Cell(trial.outcome, STYLES.get(trial.outcome, "")),
         ]
-        for place, trial in enumerate(ordered(state))
+        for place, trial in enumerate(state.ordered())
     ]
     return Sheet(
         title=f"Sweep {name}: {state.metric} ({state.mode})",

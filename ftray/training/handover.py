@@ -47,7 +47,8 @@ def take_over(run: Storage, folder: Path) -> tuple[str, ...]:
     state = folder / name / "state.json"
     position = {**json.loads(state.read_text()), "best": None, "points": []}
     state.unlink()
-    remove_checkpoints(run, set())
+    run.delete(f"{FOLDER}/{name}/state.json")
     run.upload(folder / name, f"{FOLDER}/{name}")
-    run.write_text(f"{FOLDER}/{name}/state.json", json.dumps(position))  # last: it makes it valid
+    run.write_text(f"{FOLDER}/{name}/state.json", json.dumps(position))  # now it is valid
+    remove_checkpoints(run, {name})
     return (f"Weights and optimizer are those of {source['run']}, {name}",)

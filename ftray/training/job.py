@@ -172,7 +172,8 @@ def prepare(config: FitConfig, run_uri: str, module: Any = None, known: Job | No
     Raises:
         FtrayError: for whatever the user got wrong.
     """
-    model = locate_model(config.model) if known is None else known.model
+    same = known is not None and known.config.model == config.model
+    model = known.model if known is not None and same else locate_model(config.model)
     _check_names(config, model, has_module=module is not None)
     takes = model_modalities(model, config.model_options)
     licence, licence_note = read_licence(model)

@@ -6,15 +6,18 @@ import json
 import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import ftray
-from ftray.errors import ConfigError, RunExistsError, RunNotFoundError
-from ftray.launch.sweep import Supervisor, _find_place
-from ftray.launch.trial import EpochReports
+from ftray.errors import ConfigError, RunExistsError, RunNotFoundError, StorageError
+from ftray.launch.supervisor import Supervisor
+from ftray.launch.sweep import _find_place
+from ftray.launch.trial import CLOSING_FILE, EpochReports, TrialRun
 from ftray.record.session import STOP_FILE, StopRequests
 from ftray.record.storage import Storage
 from ftray.sweeps.config import SweepConfig, sweep_facts, validated_sweep
@@ -48,11 +51,11 @@ class Opened:
         self.storage.create()
         state = state or SweepState(metric="train_loss", mode="min")
         self.record = SweepRecord(self.storage, state)
-        self.record.open(sweep_facts(sweep))
         self.lines: list[str] = []
         self.supervisor = Supervisor(
             sweep, self.record, sweep.points(), StopRequests(self.storage), self.lines.append
         )
+        self.supervisor.open(sweep_facts(sweep))
 
     def run_directory(self, number: int, status: str) -> Storage:
         run = self.storage.under(f"trial-{number:03d}")
@@ -110,7 +113,9 @@ def test_a_trial_that_is_asked_to_stop_finds_the_reason(tmp_path: Path) -> None:
     assert trial.reason == "asha: others are better at epoch 1"
 
 
-def test_a_time_budget_ends_what_runs_and_begins_nothing(tmp_path: Path) -> None:
+def test_a_time_budget_ends_what_runs_and_begins_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = Opened(asked(tmp_path, time_budget_s=1e-9))
     opened.supervisor.suggest(None)
     run = opened.run_directory(0, "STOPPED")
@@ -119,9 +124,11 @@ def test_a_time_budget_ends_what_runs_and_begins_nothing(tmp_path: Path) -> None
     assert run.exists(STOP_FILE) and opened.supervisor.suggest(None) is None
     assert "time budget" in opened.supervisor.closing
     assert not opened.supervisor.stopped_from_outside
+    assert opened.storage.exists(CLOSING_FILE), "a trial that waits in Tune's queue sees it"
     run.delete(STOP_FILE)
-    opened.supervisor.reported(0, row(1, 2.0))
-    assert run.exists(STOP_FILE), "a trial that was just starting may have missed it"
+    monkeypatch.setattr("ftray.launch.supervisor.ASK_EVERY_S", 0.0)
+    opened.supervisor.tick("")
+    assert run.exists(STOP_FILE), "a run that was just beginning has not seen it"
     opened.supervisor.ended(0, "")
     assert read_state(opened.storage).trials[0].outcome == "stopped"
 
@@ -159,8 +166,8 @@ def test_a_resumed_sweep_keeps_what_is_done(tmp_path: Path) -> None:
     _, state = _find_place(asked(tmp_path, resume="auto"))
     again = Opened(sweep, state)
     assert again.supervisor.done == {0}
-    numbers = [again.supervisor.suggest(None) for _ in range(4)]
-    assert [n.number if n else None for n in numbers] == [0, 1, 2, None]
+    numbers = [again.supervisor.suggest(None) for _ in range(3)]
+    assert [n.number if n else None for n in numbers] == [1, 2, None]
     again.supervisor.reported(0, row(1, 99.0))
     again.supervisor.ended(0, "nonsense")
     assert again.record.state.trials[0].outcome == "finished", "it is done, whatever is replayed"
@@ -230,6 +237,103 @@ def test_sweeps_are_found_by_name_and_deleted_with_their_runs(tmp_path: Path) ->
     assert not Path(opened.storage.uri).exists()
 
 
+def test_schedulers_that_compare_hear_of_what_is_done_again(tmp_path: Path) -> None:
+    sweep = asked(tmp_path, scheduler="asha")
+    opened = Opened(sweep)
+    opened.supervisor.suggest(None)
+    opened.run_directory(0, "FINISHED")
+    opened.supervisor.ended(0, "")
+    opened.record.close("STOPPED", "")
+    again = Opened(sweep, read_state(opened.storage))
+    first = again.supervisor.suggest(None)
+    assert first is not None and first.number == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "outcome"),
+    [
+        ("FINISHED", "", "finished"),
+        ("FAILED", "", "failed"),
+        ("FAILED", "ValueError: no", "failed"),
+        ("STOPPED", "", "stopped"),
+        ("", "", "waiting"),
+    ],
+)
+def test_how_a_trial_ended_is_what_its_record_says(
+    tmp_path: Path, status: str, error: str, outcome: str
+) -> None:
+    opened = Opened(asked(tmp_path))
+    opened.supervisor.suggest(None)
+    if status:
+        opened.run_directory(0, status)
+    opened.supervisor.ended(0, error)
+    assert opened.record.state.trials[0].outcome == outcome
+
+
+def test_what_tune_pickles_of_a_sweep_is_nothing(tmp_path: Path) -> None:
+    """Its data, and whatever `say` is bound to, stay here."""
+    import threading
+
+    import cloudpickle
+
+    opened = Opened(asked(tmp_path))
+    opened.supervisor._say = threading.Lock().__enter__  # cannot be pickled
+    assert len(cloudpickle.dumps(opened.supervisor)) < 500
+
+
+def test_a_trial_begins_in_the_folder_of_its_sweep_unless_that_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Opened(asked(tmp_path))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    home = tmp_path / "home"
+    home.mkdir()
+    trial = TrialRun(
+        sweep=asked(tmp_path),
+        name="mine",
+        metric="train_loss",
+        late=False,
+        done=frozenset(),
+        folder=str(home),
+    )
+    opened.storage.write_text(CLOSING_FILE, "the time is up")
+    trial(0, {"learning_rate": 1e-4}, None, lambda row, _: None, None)
+    assert Path.cwd() == home and not opened.storage.exists("trial-000")
+    other = replace(trial, name="unknown")
+    with pytest.raises(StorageError, match="cannot see the sweep"):
+        other(0, {"learning_rate": 1e-4}, None, lambda row, _: None, None)
+
+
+def test_a_trial_waits_for_the_process_that_had_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lost machine says STARTED for three minutes."""
+    from ftray.launch import trial
+    from ftray.record.reader import RecordReader
+
+    run = Storage(str(tmp_path / "run"))
+    run.create()
+    run.write_text("run.yaml", "config: {}\n")
+
+    def say(seen_s: float) -> None:
+        facts = {"status": "STARTED", "details": "", "pid": 1, "host": "lost", "seen_s": seen_s}
+        run.write_text("status.json", json.dumps(facts))
+
+    say(time.time())
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 3:
+            say(time.time() - 1000)
+
+    monkeypatch.setattr(trial.time, "sleep", sleep)
+    trial._wait_until_free(RecordReader(run))
+    assert len(waited) == 3
+
+
 # ---------------------------------------------------------------- what a trial reports
 
 
@@ -273,14 +377,19 @@ def test_a_metric_that_comes_late_holds_its_epoch_and_those_after_it_back() -> N
     from ftray.events import CheckpointSaved, EpochEnded, EvaluationEnded
 
     rows: list[dict[str, float]] = []
-    reports = EpochReports("mrr", lambda row, _: rows.append(row))
+    reports = EpochReports("mrr", lambda row, _: rows.append(row), late=True)
+    blocking: list[dict[str, float]] = []
+    prompt = EpochReports("mrr", lambda row, _: blocking.append(row))
 
     def epoch(number: int) -> None:
         step = 5 * (number + 1)
         common = {"seconds": {}, "texts_per_rank": [1]}
-        reports(EpochEnded(epoch=number, global_step=step, metrics={"train_loss": 1.0}, **common))
         saved = {"name": "x", "epoch": number + 1, "step": 0, "best": False, "metrics": {}}
-        reports(CheckpointSaved(global_step=step, **saved))
+        metrics = {"train_loss": 1.0}
+        for each, more in ((reports, {}), (prompt, {"mrr": 0.5} if number else {})):
+            values = {**metrics, **more}
+            each(EpochEnded(epoch=number, global_step=step, metrics=values, **common))
+            each(CheckpointSaved(global_step=step, **saved))
 
     def result(step: int, value: float) -> None:
         about = {"name": "e", "caption": None, "when": "epoch", "epoch": 0, "wall_s": 1.0}
@@ -294,6 +403,7 @@ def test_a_metric_that_comes_late_holds_its_epoch_and_those_after_it_back() -> N
     assert rows == []
     result(5, 0.1)
     assert [(r["epoch"], r["mrr"]) for r in rows] == [(1, 0.1), (2, 0.2)]
+    assert [(r["epoch"], r["mrr"]) for r in blocking] == [(2, 0.5)], "logged every other epoch"
 
 
 def test_a_trial_that_diverged_is_never_the_best(tmp_path: Path) -> None:
@@ -307,7 +417,7 @@ def test_a_trial_that_diverged_is_never_the_best(tmp_path: Path) -> None:
     opened.record.close("FINISHED", "")
     sweep = Sweep(opened.storage)
     assert sweep.best.name == "trial-001"
-    assert [trial.number for trial in sweep.state.ranked()] == [1]
+    assert [trial.number for trial in sweep.state.ordered()] == [1, 0, 2]
     sweep.display()
 
 
