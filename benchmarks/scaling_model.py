@@ -13,26 +13,6 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-__all__ = [
-    "BUCKET",
-    "CLUSTERS",
-    "Link",
-    "auto_shards",
-    "calls",
-    "checkpoint",
-    "embeddings_sent",
-    "gather_sent",
-]
-__all__ += [
-    "index",
-    "payload",
-    "ring",
-    "row_loss_flops",
-    "sharded_search_sent",
-    "snapshots",
-    "step_sent",
-]
-
 FLOAT = 4
 BUCKET = 32 * 1024 * 1024
 """Elements of one all-reduce of gradients, at most: `training.reduce.BUCKET_ELEMENTS`."""
@@ -118,11 +98,6 @@ def step_sent(U: int, D: int, P: int, T: int, W: int, *, by_rows: bool) -> float
         return 0.0
     loss = FLOAT * U * D + FLOAT if by_rows else 0
     return gather_sent(U, D, W) + ring(loss + FLOAT * (P + T) + 16, W) + 8
-
-
-def row_loss_flops(B: int, D: int, W: int) -> float:
-    """Operations of symmetric InfoNCE on one rank: two products, each once forward, twice back."""
-    return 12 * B * B * D / W
 
 
 def index(N: int, D: int) -> int:

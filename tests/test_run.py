@@ -337,9 +337,9 @@ def test_who_comes_second_is_refused(fit, tmp_path: Path, monkeypatch: pytest.Mo
 
     prepare = job.prepare
 
-    def slow(*arguments: Any) -> Any:
+    def slow(*arguments: Any, **options: Any) -> Any:
         put_status(storage, status="STARTED", seen_s=time.time(), host="another-node")
-        return prepare(*arguments)
+        return prepare(*arguments, **options)
 
     monkeypatch.setattr(job, "prepare", slow)
     before = storage.read_text("logs.txt")

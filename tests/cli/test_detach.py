@@ -24,14 +24,14 @@ def test_detach_says_how_to_follow_and_the_commands_work(cli, config, folder: Pa
 
 
 def test_detach_with_json_and_a_run_that_its_name_does_not_find(cli, config, folder: Path) -> None:
-    from ftray.cli.fit import _shortest
+    from ftray.cli.fit import shortest_name
 
     started = cli("fit", config(storage_path="elsewhere", epochs=0), "--detach", "--json")
     (line,) = started.out.splitlines()
     facts = json.loads(line)
     assert facts["path"] == f"{folder}/elsewhere/default/{facts['name']}"
     run = ftray.get_run(facts["path"]).wait(0.05)
-    assert run.status() == "FINISHED" and _shortest(run) == run.path
+    assert run.status() == "FINISHED" and shortest_name(run) == run.path
 
 
 def test_detach_with_a_mistake_is_2_and_starts_nothing(cli, config, folder: Path) -> None:
