@@ -80,12 +80,12 @@ def test_the_constants_are_those_of_the_code() -> None:
 
 
 def count_steps(collectives: Any, losses: list[str]) -> dict[str, Any]:
-    scaling = benchmark("scaling")
-    return {loss: scaling.counted_step(loss, scaling.Counting()) for loss in losses}
+    ranks = benchmark("scaling_ranks")
+    return {loss: ranks.counted_step(loss, ranks.Counting()) for loss in losses}
 
 
 def test_a_step_moves_what_the_model_says() -> None:
-    scaling, model = benchmark("scaling"), benchmark("scaling_model")
+    scaling, model = benchmark("scaling_ranks"), benchmark("scaling_model")
     for rank in run_ranks(2, count_steps, list(scaling.LOSSES)):
         for loss, kind in scaling.LOSSES.items():
             step, by_rows = rank[loss], kind == "by rows"
