@@ -4,7 +4,8 @@
 
 Runs configs/fashion_mnist.yaml for some epochs, without its evaluations, each time in a process of
 its own, and reads from the record what a run prints at its end: seconds waited for batches, of
-those of data and steps together. One thread leaves a core of two to the decoding processes; two threads leave none.
+those of data and steps together. One thread leaves a core of two to the decoding processes; two
+threads leave none.
 """
 
 from __future__ import annotations

@@ -165,6 +165,7 @@ def test_no_process_of_a_fit_tries_to_leave_the_machine(place, tiny_model, alone
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_fit_on_ray_needs_no_network_but_loopback(place, tiny_model, alone):
     seen = fit(place, tiny_model, 1, alone)
     check(seen)

@@ -106,6 +106,7 @@ def assert_nothing_is_left(group: int) -> None:
     assert ray_processes(group) == []
 
 
+@pytest.mark.slow
 def test_twice_in_one_process_from_another_folder_starts_and_stops_ray(place, tiny_model):
     """With callbacks of the script itself and of a module beside it, which run in the worker: what
     they log is on record, what they collect stays there.
@@ -131,6 +132,7 @@ assert [callback.seen for callback in own] == [[], []]
     assert_nothing_is_left(group)
 
 
+@pytest.mark.slow
 def test_sigterm_stops_a_fit_on_ray_and_keeps_its_checkpoint(place, tiny_model):
     """`ray.init` takes SIGTERM for itself; the run must hear it all the same."""
     script = """

@@ -142,6 +142,7 @@ print(sum("step" in line for line in lines), run.job_status(), "stop was request
 """
 
 
+@pytest.mark.slow
 def test_a_job_is_stopped_with_its_checkpoint(
     work: Path, locked: Head, tmp_path: Path, labelled_rows: Any
 ) -> None:
@@ -178,6 +179,7 @@ def test_who_has_not_the_token_is_told_so(
 # ---------------------------------------------------------------- a cluster without
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_said_before_anything_is_on_record(
     work: Path, open_head: Head, tmp_path: Path
 ) -> None:

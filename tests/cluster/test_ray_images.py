@@ -79,6 +79,7 @@ def test_two_workers_train_a_convnet_as_one_process_does(session: None, tmp_path
     assert_equal(*runs)
 
 
+@pytest.mark.slow
 def test_a_module_of_ones_own_trains_there_too(session: None, tmp_path: Path) -> None:
     given: dict[str, Any] = {"preprocess_fn": grey, "train_data": rows(43)}
     torch.manual_seed(0)

@@ -20,6 +20,7 @@ def session():
     ray.shutdown()
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_same_losses_and_correlations(
     session: None, tmp_path: Path, tiny_model: Path
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.manifests import CLUSTERS
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def test_workers_that_are_there_are_found_and_others_are_missed_in_time():
