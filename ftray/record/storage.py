@@ -23,6 +23,22 @@ PARTIAL = re.compile(r"^\..*\.tmp$")
 COPY_CHUNK_BYTES = 4 * 1024 * 1024
 
 
+SECRET = re.compile(r"secret|password|token|key|credential", re.IGNORECASE)
+
+
+def _check_no_secret(uri: str) -> None:
+    """A URI goes to the record, to logs and to dashboards; a secret must not."""
+    parts = urllib.parse.urlsplit(uri)
+    named = [name for name, _ in urllib.parse.parse_qsl(parts.query) if SECRET.search(name)]
+    if parts.password is not None or named:
+        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        raise StorageError(
+            f"storage_path '{shown}' was given with credentials in it, which would stand in the "
+            "record and in logs. Give them as environment variables (AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, say), or as a role of the machine"
+        )
+
+
 class Storage:
     """Whole files under one folder; a file is written whole or not at all.
 
@@ -30,10 +46,12 @@ class Storage:
         uri: a local path (made absolute), or a URI such as `s3://bucket/folder`.
 
     Raises:
-        StorageError: for a URI that pyarrow does not understand.
+        StorageError: for a URI that pyarrow does not understand, or that holds a password or a key.
     """
 
     def __init__(self, uri: str) -> None:
+        if URI.match(uri):
+            _check_no_secret(uri)
         self.uri = uri.rstrip("/") or "/"
         try:
             if URI.match(uri):

@@ -281,3 +281,23 @@ def test_the_time_of_a_file_is_that_of_its_last_writing(local: Storage) -> None:
     assert local.modified_s("a") == 12.5
     local.write_text("a", "2")
     assert abs((local.modified_s("a") or 0) - time.time()) < 60
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://ACCESS:hunter2@bucket/runs",
+        "s3://bucket/runs?secret_key=hunter2",
+        "s3://bucket/runs?access_key=hunter2&region=eu-west-1",
+    ],
+)
+def test_a_uri_with_credentials_is_refused_and_not_repeated(uri: str) -> None:
+    """They would stand in run.yaml, in logs and on dashboards."""
+    with pytest.raises(StorageError, match="environment variables") as error:
+        Storage(uri)
+    assert "hunter2" not in str(error.value) and "s3://bucket/runs" in str(error.value)
+
+
+def test_other_parts_of_a_uri_are_kept() -> None:
+    uri = "s3://bucket/runs?region=eu-west-1&endpoint_override=localhost:9000"
+    assert Storage(uri).uri == uri
