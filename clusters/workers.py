@@ -35,7 +35,9 @@ def main() -> int:
     parser.add_argument("--gpus", type=int, default=0, help="GPUs of each worker")
     parser.add_argument("--timeout-s", type=float, default=1200, help="how long to wait")
     asked = parser.parse_args()
-    bundle = {"CPU": asked.cpus} | ({"GPU": asked.gpus} if asked.gpus else {})
+    bundle = {name: n for name, n in (("CPU", asked.cpus), ("GPU", asked.gpus)) if n}
+    if not bundle or min(bundle.values()) < 0:
+        parser.error("--cpus and --gpus: 0 or more, and one of them more than 0")
     ray.init(logging_level="ERROR")
     request_resources(bundles=[bundle] * asked.count)
     deadline = time.monotonic() + asked.timeout_s

@@ -7,6 +7,7 @@ that were executed, and the outputs have no path of the machine that did it.
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -40,7 +41,7 @@ def execute(path: Path, folder: Path) -> Any:
         resources=resources,
         record_timing=False,
         coalesce_streams=True,  # as a notebook shows them
-    ).execute()
+    ).execute(env={**os.environ, "RAY_ADDRESS": "local"})  # not a cluster that happens to be here
     return notebook
 
 

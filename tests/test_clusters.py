@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,7 +130,19 @@ def test_local_machines_mount_the_shared_folder_and_the_sources_stay_small():
     config = load(CLUSTERS / "local.yaml")
     assert len(config["provider"]["worker_ips"]) == config["max_workers"] == config["min_workers"]
     assert "/srv/ftray" in config["initialization_commands"][0]
-    assert {".git/", ".venv/", "runs/"} <= set(config["rsync_exclude"])
+    left_out = set(config["rsync_exclude"])
+    assert {".git/", ".venv/", ".env*", "/data/", "runs/"} <= left_out
+    folders = {f.name for f in (CLUSTERS.parent / "ftray").rglob("*") if f.is_dir()} - {
+        "__pycache__"
+    }
+    assert "data" in folders and not {f"{folder}/" for folder in folders} & left_out
+
+
+@pytest.mark.parametrize("amounts", [("--cpus", "0"), ("--cpus", "-1", "--gpus", "1")])
+def test_workers_without_anything_are_refused(amounts):
+    command = [sys.executable, str(CLUSTERS / "workers.py"), "2", *amounts]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "one of them more than 0" in done.stderr
 
 
 @pytest.mark.parametrize("file", FILES, ids=name)

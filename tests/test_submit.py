@@ -6,14 +6,17 @@ The job's side runs here as it does in a job, but for Ray: its packages lie in a
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import re
 import socket
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +174,50 @@ def test_gitignore_does_not_decide_what_travels(here: Path, tmp_path: Path) -> N
     assert found == ["1.png"]
 
 
+def test_what_is_weighed_of_a_folder_is_what_travels(here: Path, tmp_path: Path) -> None:
+    images, linked = here / "images", tmp_path / "linked"
+    for name in (".git/objects/1", ".env", ".rayignore", "__pycache__/a.pyc", "in/.more/2.png"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        (images / name).write_bytes(b"x" * (1 << 20))
+    linked.mkdir()
+    (linked / "3.png").write_bytes(b"x" * (1 << 19))
+    (images / "linked").symlink_to(linked)
+    (images / "gone.png").symlink_to(tmp_path / "nothing")
+    (images / "around").symlink_to(images)
+    bag = luggage(limit=0.6)
+    bag.pack("train_data", "images")
+    bag.check()
+    with pytest.raises(ConfigError, match=r"0\.6 MB \(train_data 'images': 0\.5 MB"):
+        bag.check(objects=110 << 10)
+    bag.add_named([str(images / "in" / ".more" / "2.png"), str(images / "linked" / "3.png")])
+    bag.write(tmp_path / "package")
+    below = tmp_path / "package" / "here" / "images"
+    travelled = sorted(str(p.relative_to(below)) for p in below.rglob("*") if p.is_file())
+    assert travelled == ["in/.more/2.png", "linked/3.png"]
+
+
+def test_the_work_for_a_named_file_does_not_grow_with_their_number(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "a.csv").touch()
+    names = [here / f"{number}.png" for number in range(300)]
+    for name in names:
+        name.touch()
+    bag = luggage()
+    bag.pack("train_data", "a.csv")
+    calls = 0
+    original = Path.is_relative_to
+
+    def counted(self: Path, *other: Any) -> bool:
+        nonlocal calls
+        calls += 1
+        return original(self, *other)
+
+    monkeypatch.setattr(Path, "is_relative_to", counted)
+    bag.add_named(map(str, names))
+    assert len(bag._places) == 301 and calls <= 3 * len(names)
+
+
 # ---------------------------------------------------------------- the job's side
 
 
@@ -307,7 +354,14 @@ def test_a_model_object_is_sent_from_the_cpu_and_stays_as_it_was(
 ) -> None:
     import torch
 
-    model = torch.nn.Linear(4, 4)
+    class Moved(torch.nn.Linear):
+        was_moved = False
+
+        def cpu(self) -> Any:
+            self.was_moved = True
+            return super().cpu()
+
+    model = Moved(4, 4)
     rows = [{"item": [float(i), 0.0, 1.0, 2.0], "label": f"c{i % 4}"} for i in range(32)]
     config, _ = client._placed(
         validated(fields(tiny_model, rows, storage_path=str(tmp_path / "runs")))
@@ -315,6 +369,7 @@ def test_a_model_object_is_sent_from_the_cpu_and_stays_as_it_was(
     config = config.model_copy(update={"model": model})
     _, sent = client._packed(config, JobOptions())
     assert sent["model"] is not model and torch.equal(sent["model"].weight, model.weight)
+    assert sent["model"].was_moved and not model.was_moved
 
 
 def test_memory_is_no_place_for_the_runs_of_a_job(tiny_model: Path, labelled_rows: Any) -> None:
@@ -465,6 +520,147 @@ def test_another_server_is_no_dashboard() -> None:
     finally:
         server.shutdown()
         server.server_close()
+
+
+class Slow(BaseHTTPRequestHandler):
+    """A dashboard that never says how a job stands, and takes its time for an upload."""
+
+    done = threading.Event()
+
+    def do_GET(self) -> None:
+        if self.path != "/api/version":
+            self.done.wait(30)
+        self.answer({"ray_version": "2.60.0"})
+
+    def do_PUT(self) -> None:
+        time.sleep(0.6)
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer({})
+
+    def answer(self, said: dict[str, str]) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(said).encode())
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_a_dashboard_that_falls_silent_is_not_waited_for_but_an_upload_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ftray.cluster import jobs
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        there = jobs.Jobs(f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(jobs, "CONNECT_TIMEOUT_S", 0.2)
+        monkeypatch.setattr(jobs, "REQUEST_TIMEOUT_S", 0.2)
+        with pytest.raises(ClusterError, match=r"does not answer: .*timed out"):
+            there.state("x")
+        sent = there._client._do_request("PUT", "/api/packages/gcs/a.zip", data=bytes(32 << 20))
+        assert sent.status_code == 200
+    finally:
+        Slow.done.set()
+        server.shutdown()
+        server.server_close()
+
+
+# ---------------------------------------------------------------- the job's command, and its answer
+
+
+class Cluster:
+    """Stands for `Jobs`: a job prints what it is told to; with None nobody answers."""
+
+    address, is_loopback = "http://127.0.0.1:8265", True
+
+    def __init__(self, *answers: str | None) -> None:
+        self.answers = list(answers)
+
+    def __call__(self, address: str | None) -> Cluster:
+        return self
+
+    def submit(self, command: str, job_id: str, **options: Any) -> None:
+        pass
+
+    def state(self, job_id: str) -> Any:
+        from ftray.cluster.jobs import JobState
+
+        return JobState(status="RUNNING", message="", exit_code=None)
+
+    def logs(self, job_id: str) -> str:
+        answer = self.answers.pop(0)
+        if answer is None:
+            raise ClusterError("The Ray cluster at x does not answer")
+        return answer
+
+
+REFUSED = "ftray: ConfigError: no such thing\n"
+
+
+@pytest.mark.parametrize(
+    ("answers", "kind", "said", "kept"),
+    [
+        ([None] * 4 + ["", *[None] * 4, REFUSED], ConfigError, "no such thing", False),
+        ([None] * 5, ClusterError, r"the job may go on .*`ray job stop ftray-a-.* --addr", True),
+    ],
+)
+def test_a_job_is_not_given_up_at_once(
+    answers: list[Any],
+    kind: type[Exception],
+    said: str,
+    kept: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_model: Path,
+    labelled_rows: Any,
+    tmp_path: Path,
+) -> None:
+    cluster = Cluster(*answers)
+    monkeypatch.setattr("ftray.cluster.jobs.Jobs", cluster)
+    monkeypatch.setattr(client, "TRY_AGAIN_S", 0.0)
+    given = fields(tiny_model, labelled_rows, storage_path=str(tmp_path / "runs"), run_name="a")
+    with pytest.raises(kind, match=said):
+        client.submit(validated(given), JobOptions())
+    nonces = list((tmp_path / "runs").glob(".*.tmp/nonce"))
+    assert cluster.answers == [] and bool(nonces) == kept  # the job may still have to read it
+
+
+def test_a_long_output_is_fetched_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Talks(Cluster):
+        def state(self, job_id: str) -> Any:
+            status = "RUNNING" if len(self.answers) > 1 else "SUCCEEDED"
+            return dataclasses.replace(super().state(job_id), status=status)
+
+    first, second = "short\n", "x" * (3 * client.LOG_RATE - 1) + "\n"
+    job = Talks(first, first + second, first + second)
+    run = client.SubmittedRun(client.Storage("/nowhere"), job, "x")
+    waits: list[float] = []
+    monkeypatch.setattr(client.time, "sleep", waits.append)
+    assert len(list(run.stream_job_logs(1.0))) == 2
+    assert waits == [1.0, pytest.approx(3.0, rel=0.01)]
+
+
+def test_the_head_runs_this_interpreter_only_if_it_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through a tunnel the address is a loopback one, and the head is another machine."""
+    mine, other = tmp_path / "my env's" / "python", tmp_path / "path" / "python"
+    for python in (mine, other):
+        python.parent.mkdir()
+        python.write_text(f'#!/bin/sh\necho "{python.parent.name}" "$@"\n')
+        python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(mine))
+
+    def ran(**options: Any) -> str:
+        command = client._command(JobOptions(**options), Cluster())
+        path = f"{other.parent}:/usr/bin:/bin"
+        return subprocess.check_output(["/bin/sh", "-c", command], env={"PATH": path}, text=True)
+
+    assert ran() == "my env's -m ftray.launch.submitted\n"
+    assert ran(python="python -X dev") == "path -X dev -m ftray.launch.submitted\n"
+    mine.unlink()
+    assert ran() == "path -m ftray.launch.submitted\n"
 
 
 def test_what_a_job_says_when_it_cannot_run_ftray() -> None:

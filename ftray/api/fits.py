@@ -98,8 +98,8 @@ def submit(
         shared: folders that the cluster sees under the same paths: what lies there is neither
             taken along nor read here.
         max_upload_mb: how much may be taken along, in MiB.
-        python: what runs Python on the cluster's head. None is `python`, and this interpreter if
-            the cluster is on this machine.
+        python: what runs Python on the cluster's head. None is `python`, or, with a loopback
+            address, this interpreter if the head has it under the same path.
         wait: True waits until the run is done, as `fit` does; Ctrl-C ends the waiting alone.
         **fields: the fields of `FitConfig`.
 

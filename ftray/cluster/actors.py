@@ -17,7 +17,7 @@ import numpy.typing as npt
 import ray
 
 from ftray.cluster.answers import answers_of
-from ftray.cluster.nodes import drivers_node
+from ftray.cluster.nodes import node_here, on_node
 from ftray.cluster.sharded import ShardedScorer
 from ftray.evaluation.base import Scorer, Scores
 from ftray.evaluation.scorer import make_scorer
@@ -69,9 +69,7 @@ def start_scorers(count: int) -> list[Any]:
 
     They cost no CPU to place, so they never wait for one that a worker holds.
     """
-    actor = ray.remote(ScorerActor).options(
-        num_cpus=0, max_restarts=2, scheduling_strategy=drivers_node(soft=True)
-    )
+    actor = ray.remote(ScorerActor).options(num_cpus=0, max_restarts=2, **on_node(node_here()))
     return [actor.remote() for _ in range(count)]
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import ray
 
 from ftray.cluster.nodes import drivers_node
+from ftray.errors import RunFailedError
 from ftray.events import Event
 
-__all__ = ["Mailbox", "Sender", "open_mailbox"]
+__all__ = ["Mailbox", "Sender", "heard", "open_mailbox"]
 
 SEND_EVERY_S = 0.2
 CLOSE_TIMEOUT_S = 60.0
@@ -49,8 +50,23 @@ class Mailbox:
 
 def open_mailbox() -> Any:
     """A mailbox actor on the driver's behalf; it costs no CPU to place."""
-    actor = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=drivers_node(soft=False))
+    actor = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=drivers_node())
     return actor.remote()
+
+
+def heard(answer: Any) -> Any:
+    """What the mailbox answers to the driver.
+
+    Raises:
+        RunFailedError: if it is gone.
+    """
+    try:
+        return ray.get(answer)
+    except ray.exceptions.RayError as error:
+        raise RunFailedError(
+            f"The connection to the workers was lost: {error}. The last checkpoint is kept; "
+            "continue with resume: auto"
+        ) from error
 
 
 class Sender:

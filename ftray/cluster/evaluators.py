@@ -17,13 +17,12 @@ import faiss
 import ray
 import torch
 from ray._private.state import actors
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
 from ftray.cluster import inventory
-from ftray.cluster.inventory import Bundle, written
-from ftray.cluster.nodes import drivers_node, naming_node, node_here
-from ftray.cluster.placement import FREE_TIMEOUT_S, Placement, spots
+from ftray.cluster.inventory import Bundle
+from ftray.cluster.nodes import naming_node, node_here, on_node
+from ftray.cluster.placement import FREE_TIMEOUT_S, Placement, no_room_beside, spots
 from ftray.cluster.weights import SharedModel, job_here
 from ftray.errors import ClusterError
 from ftray.runtime.process_group import LostWorkersError
@@ -97,7 +96,8 @@ def start_evaluators(job: Job, placement: Placement) -> dict[int, Any]:
         placement: of the workers, which are not placed yet.
 
     Raises:
-        ClusterError: if there is no room beside the workers for what was asked for.
+        ClusterError: if there is no room beside the workers for what was asked for, or an actor
+            dies while it starts.
     """
     numbers = [number for number, spec in enumerate(job.evaluations) if spec.overlap]
     asked = job.config.resources_per_evaluator
@@ -110,10 +110,12 @@ def start_evaluators(job: Job, placement: Placement) -> dict[int, Any]:
     reserving = [found[n] for n, node in placed.items() if node]
     try:
         ray.get([actor.ready.remote() for actor in reserving], timeout=PLACE_TIMEOUT_S)
-    except ray.exceptions.GetTimeoutError:
+    except ray.exceptions.RayError as error:
         for actor in found.values():
             ray.kill(actor)
-        raise ClusterError(_no_room(bundle, placement)) from None
+        if isinstance(error, ray.exceptions.GetTimeoutError):
+            raise ClusterError(no_room_beside(placement, bundle)) from None
+        raise ClusterError(f"The actor of an evaluation with overlap died: {error}") from error
     return found
 
 
@@ -125,7 +127,7 @@ def _nodes_for(
     nodes = spots([bundle] * count, placement)
     while must and None in nodes:
         if time.monotonic() > deadline:
-            raise ClusterError(_no_room(bundle, placement))
+            raise ClusterError(no_room_beside(placement, bundle))
         time.sleep(0.25)
         nodes = spots([bundle] * count, placement)
     return nodes
@@ -133,9 +135,6 @@ def _nodes_for(
 
 def _start(bundle: Bundle, node: str | None) -> Any:
     """An actor that reserves this, on a node; None = beside the driver."""
-    where = drivers_node(soft=True)
-    if node is not None:  # soft: if the node is lost, another one may do
-        where = NodeAffinitySchedulingStrategy(node, soft=True)
     left = dict(bundle)
     actor = ray.remote(EvaluatorActor).options(
         num_cpus=left.pop("CPU", 0),
@@ -143,17 +142,9 @@ def _start(bundle: Bundle, node: str | None) -> Any:
         memory=left.pop("memory", None) or None,
         resources=left or None,
         max_restarts=RESTARTS,
-        scheduling_strategy=where,
+        **on_node(node or node_here()),
     )
     return actor.remote(node_here())
-
-
-def _no_room(bundle: Bundle, workers: Placement) -> str:
-    return (
-        f"resources_per_evaluator: each evaluation with overlap reserves {written(bundle)}, for "
-        f"which there is no room beside {workers}: the Ray cluster has {inventory.present()}. Give "
-        "less in resources_per_evaluator or resources_per_worker, or leave overlap away"
-    )
 
 
 class ActorEvaluator:
@@ -170,8 +161,8 @@ class ActorEvaluator:
         self._job = job
         self._model = model
         self._waiting: dict[Any, int] = {}
-        self._moved = time.monotonic()
-        self._looked = self._placed = self._moved
+        self._moved = self._looked = time.monotonic()
+        self._missing_since: float | None = None
 
     def submit(self, ticket: int, number: int, weights: Mapping[str, Tensor]) -> None:
         """Put the weights into the object store and begin."""
@@ -188,12 +179,12 @@ class ActorEvaluator:
         """
         now = time.monotonic()
         if not self._waiting:
-            self._moved = self._placed = now
+            self._moved, self._missing_since = now, None
             return []
         ray.wait(list(self._waiting), num_returns=1, timeout=wait_s)
         done = [answer for answer in self._waiting if ray.wait([answer], timeout=0)[0]]
         if done:
-            self._moved = self._placed = now
+            self._moved, self._missing_since = now, None
         elif now - self._moved > EVALUATE_TIMEOUT_S:
             raise LostWorkersError(f"The evaluation actor did nothing for {EVALUATE_TIMEOUT_S:g} s")
         elif now - self._looked > LOOK_EVERY_S:
@@ -205,8 +196,10 @@ class ActorEvaluator:
         self._looked = now
         states = [actors(actor._actor_id.hex())["State"] for actor in self._actors.values()]
         if all(state == "ALIVE" for state in states):
-            self._placed = now
-        elif now - self._placed > PLACE_TIMEOUT_S:
+            self._missing_since = None
+        elif self._missing_since is None:  # it may be long since anybody looked
+            self._missing_since = now
+        elif now - self._missing_since > PLACE_TIMEOUT_S:
             raise ClusterError(
                 f"An evaluation with overlap has been waiting for a node for {PLACE_TIMEOUT_S:g} s:"
                 f" the Ray cluster has {inventory.present()}. Give less in "

@@ -9,9 +9,10 @@ from typing import Any
 
 from ray.train import UserCallback
 
+from ftray.errors import FtrayError
 from ftray.events import Log
 
-__all__ = ["FailAtOnce", "FatalError", "find_fatal"]
+__all__ = ["FailAtOnce", "FatalError", "as_fatal", "find_fatal"]
 
 
 class FatalError(Exception):
@@ -26,6 +27,25 @@ class FatalError(Exception):
         super().__init__(kind, message)
         self.kind = kind
         self.message = message
+
+
+def as_fatal(error: Exception, node: str) -> FatalError:
+    """What a worker raised, as an error that ends the run.
+
+    Args:
+        error: anything but the loss of another worker.
+        node: of the worker, for people.
+    """
+    if isinstance(error, FtrayError):
+        return FatalError(type(error).__name__, str(error))
+    if isinstance(error, ModuleNotFoundError):
+        return FatalError(
+            "ClusterError",
+            f"On the node {node} there is no module '{error.name}', which the run needs. Install "
+            "it on every node, or have Ray bring it: with --working-dir of ftray submit, or "
+            "working_dir or py_modules of a runtime_env",
+        )
+    return FatalError("", f"{type(error).__name__}: {error}")
 
 
 def find_fatal(error: BaseException | None) -> FatalError | None:

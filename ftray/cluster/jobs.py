@@ -29,6 +29,9 @@ __all__ = ["MAX_PACKAGE_BYTES", "JobState", "Jobs", "dashboard_address"]
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 20.0
+REQUEST_TIMEOUT_S = 60.0
+UPLOAD_TIMEOUT_S = 1800.0
+"""For all of a package, however slow the line: it counts from the first byte."""
 MAX_PACKAGE_BYTES = GCS_STORAGE_MAX_SIZE
 """What Ray takes as one package."""
 TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
@@ -86,13 +89,24 @@ def dashboard_address(given: str | None) -> str:
     return address.rstrip("/")
 
 
-def is_this_machine(address: str) -> bool:
-    """Whether an address is a loopback one."""
+def is_loopback(address: str) -> bool:
+    """Whether an address is one of this machine: the cluster's, or the near end of a tunnel."""
     host = urlsplit(address).hostname or ""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+class _Client(JobSubmissionClient):  # type: ignore[misc]  # Ray gives it no types
+    """Ray's, with time limits, of which it has none."""
+
+    def _do_request(
+        self, method: str, endpoint: str, *, data: bytes | None = None, **options: Any
+    ) -> Any:
+        # requests sends a body within the limit for connecting
+        limits = (CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S) if data is None else UPLOAD_TIMEOUT_S
+        return super()._do_request(method, endpoint, data=data, **{"timeout": limits, **options})
 
 
 class Jobs:
@@ -107,10 +121,10 @@ class Jobs:
 
     def __init__(self, address: str | None = None) -> None:
         self.address = dashboard_address(address)
-        self.is_here = is_this_machine(self.address)
+        self.is_loopback = is_loopback(self.address)
         _check_answers(self.address)
         with self._errors(), _preferred(self.address):
-            self._client = JobSubmissionClient(self.address)
+            self._client = _Client(self.address)
 
     def submit(
         self,

@@ -51,9 +51,9 @@ def naming_node(driver: str) -> Iterator[None]:
         ) from None
 
 
-def drivers_node(*, soft: bool) -> NodeAffinitySchedulingStrategy:
+def drivers_node() -> NodeAffinitySchedulingStrategy:
     """Placement on the node of the driver: if it is lost, so is the run's driver."""
-    return NodeAffinitySchedulingStrategy(node_here(), soft=soft)
+    return NodeAffinitySchedulingStrategy(node_here(), soft=False)
 
 
 def on_node(ident: str) -> dict[str, Any]:

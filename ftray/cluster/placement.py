@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ray._private.label_utils import validate_label_selector
@@ -15,7 +16,8 @@ from ftray.config import FitConfig
 from ftray.errors import ClusterError, ConfigError, nearest
 from ftray.words import counted
 
-__all__ = ["FREE_TIMEOUT_S", "Placement", "free_slots", "place", "spots", "worker_bundle"]
+__all__ = ["FREE_TIMEOUT_S", "Placement", "free_slots", "no_room_beside", "place", "spots"]
+__all__ += ["worker_bundle"]
 
 FREE_TIMEOUT_S = 10.0
 A_LITTLE = 0.001
@@ -46,12 +48,16 @@ class Placement:
 # ---------------------------------------------------------------- the workers of a fit
 
 
-def place(config: FitConfig) -> Placement:
+def place(config: FitConfig, overlapped: int = 0) -> Placement:
     """How many workers, and what each gets, on the connected cluster.
 
     What `resources_per_worker` does not name is found: a GPU for each worker where there are any,
     and as many CPUs as can be given to all of them, since Ray sets the number of threads to the
-    CPUs reserved.
+    CPUs reserved. What `resources_per_evaluator` reserves is left free.
+
+    Args:
+        config: of the fit.
+        overlapped: how many evaluations overlap training.
 
     Raises:
         ClusterError: if the cluster has not what was asked for, saying what it has.
@@ -67,20 +73,20 @@ def place(config: FitConfig) -> Placement:
         )
     bundle = worker_bundle(config)
     share = bundle.get("GPU", 0.0)
+    selector = dict(config.label_selector) if config.label_selector else None
+    one = Placement(num_workers=1, use_gpu=share > 0, bundle=bundle, label_selector=selector)
+    asked = config.resources_per_evaluator or {}
+    evaluators = [asked] * overlapped if any(asked.values()) else []
     if config.num_workers != "auto":
         workers = config.num_workers
     else:  # on shares of GPUs one, as on CPUs
-        workers = max(sum(n.slots({"GPU": share}) for n in nodes), 1) if share >= 1 else 1
+        workers = _most_workers(one, evaluators) if share >= 1 else 1
     if workers > 1 and 0 < share <= 0.5:
         raise ConfigError(
             f"resources_per_worker.GPU = {share:g} with num_workers = {workers}: two workers would "
             "share a GPU, which NCCL refuses. Give more than half a GPU, or num_workers: 1"
         )
-    selector = dict(config.label_selector) if config.label_selector else None
-    wanted = Placement(
-        num_workers=workers, use_gpu=share > 0, bundle=bundle, label_selector=selector
-    )
-    return _with_room(config, wanted, nodes)
+    return _with_room(config, replace(one, num_workers=workers), evaluators)
 
 
 def worker_bundle(config: FitConfig) -> dict[str, float]:
@@ -98,8 +104,15 @@ def worker_bundle(config: FitConfig) -> dict[str, float]:
     return {name: float(amount) for name, amount in bundle.items() if amount}
 
 
-def _with_room(config: FitConfig, wanted: Placement, nodes: Sequence[Node]) -> Placement:
-    """The placement with as many CPUs as there are for each worker.
+def _most_workers(one: Placement, evaluators: Sequence[Bundle]) -> int:
+    """How many such workers there is room for beside the evaluators; 1 if for none."""
+    nodes = inventory.alive()
+    counts = range(_room(one, nodes), 0, -1)
+    return next((n for n in counts if _fit(replace(one, num_workers=n), evaluators, nodes)), 1)
+
+
+def _with_room(config: FitConfig, wanted: Placement, evaluators: Sequence[Bundle]) -> Placement:
+    """The placement with as many CPUs as there are for each worker beside the evaluators.
 
     What others hold does not count, but what is just being given back (by a run that ended a
     moment ago) is waited for.
@@ -109,11 +122,14 @@ def _with_room(config: FitConfig, wanted: Placement, nodes: Sequence[Node]) -> P
     """
 
     def now() -> Placement | None:
-        return _most(config, wanted, _allowed(config, inventory.free()))
+        return _most(config, wanted, evaluators, inventory.free())
 
-    every = _most(config, wanted, nodes)
+    nodes = inventory.alive()
+    every = _most(config, wanted, evaluators, nodes)
+    if every is None and _fit(wanted, (), nodes):
+        raise ClusterError(no_room_beside(wanted, evaluators[0]))
     if every is None:
-        raise ClusterError(_too_few(config, wanted, nodes))
+        raise ClusterError(_too_few(config, wanted, _allowed(config, nodes)))
     deadline = time.monotonic() + FREE_TIMEOUT_S
     while (found := now()) != every and time.monotonic() < deadline:
         time.sleep(0.25)
@@ -125,20 +141,55 @@ def _with_room(config: FitConfig, wanted: Placement, nodes: Sequence[Node]) -> P
     )
 
 
-def _most(config: FitConfig, wanted: Placement, nodes: Sequence[Node]) -> Placement | None:
+def _most(
+    config: FitConfig, wanted: Placement, evaluators: Sequence[Bundle], nodes: Sequence[Node]
+) -> Placement | None:
     """The placement with the most CPUs for each worker; None if it does not fit."""
-
-    def fits(bundle: Bundle) -> bool:
-        return sum(node.slots(bundle) for node in nodes) >= wanted.num_workers
-
     if "CPU" in (config.resources_per_worker or {}):
-        return wanted if fits(wanted.bundle) else None
+        return wanted if _fit(wanted, evaluators, nodes) else None
     largest = int(max((node.resources.get("CPU", 0.0) for node in nodes), default=0))
     for cpus in range(largest, 0, -1):
-        bundle = {**wanted.bundle, "CPU": float(cpus)}
-        if fits(bundle):
-            return replace(wanted, bundle=bundle)
+        workers = replace(wanted, bundle={**wanted.bundle, "CPU": float(cpus)})
+        if _fit(workers, evaluators, nodes):
+            return workers
     return None
+
+
+def _fit(workers: Placement, evaluators: Sequence[Bundle], nodes: Sequence[Node]) -> bool:
+    """Whether the nodes have room for all of them."""
+    left = copy.deepcopy(nodes)
+    return _room(workers, left) >= workers.num_workers and None not in _put_beside(
+        workers, evaluators, left
+    )
+
+
+def _room(workers: Placement, nodes: Sequence[Node]) -> int:
+    """How many workers like these the nodes have room for."""
+    there = [node for node in nodes if node.matches(workers.label_selector or {})]
+    return sum(node.slots(workers.bundle) for node in there)
+
+
+def _put_beside(
+    workers: Placement, bundles: Sequence[Bundle], nodes: Sequence[Node]
+) -> list[Node | None]:
+    """Take each bundle from the first node where the workers still find room afterwards.
+
+    Returns:
+        The node of each bundle; None where there is none.
+    """
+    found: list[Node | None] = []
+    for bundle in bundles:
+        found.append(None)
+        for node in nodes:
+            if not node.slots(bundle):
+                continue
+            before = dict(node.resources)
+            node.take(bundle)
+            if _room(workers, nodes) >= workers.num_workers:
+                found[-1] = node
+                break
+            node.resources = before
+    return found
 
 
 def _allowed(config: FitConfig, nodes: Sequence[Node]) -> list[Node]:
@@ -191,18 +242,14 @@ def spots(bundles: Sequence[Bundle], beside: Placement) -> list[str | None]:
     Returns:
         The id of a node for each bundle; None where there is no room for it.
     """
-    nodes = inventory.free()
-    for _ in range(beside.num_workers):
-        _put(nodes, beside.bundle, beside.label_selector)
-    return [node.ident if (node := _put(nodes, bundle)) else None for bundle in bundles]
+    found = _put_beside(beside, bundles, inventory.free())
+    return [node.ident if node else None for node in found]
 
 
-def _put(
-    nodes: Sequence[Node], bundle: Bundle, selector: Mapping[str, str] | None = None
-) -> Node | None:
+def _put(nodes: Sequence[Node], bundle: Bundle) -> Node | None:
     """Take a bundle from the first node with room for it."""
     for node in nodes:
-        if node.matches(selector or {}) and node.slots(bundle):
+        if node.slots(bundle):
             node.take(bundle)
             return node
     return None
@@ -236,6 +283,16 @@ def _too_few(config: FitConfig, wanted: Placement, nodes: Sequence[Node]) -> str
     return (
         f"num_workers = {_with_each(wanted)}: the Ray cluster has room for {room}"
         f"{_there(config)}. It has {described(nodes)}. {advice}"
+    )
+
+
+def no_room_beside(workers: Placement, bundle: Bundle) -> str:
+    """Why evaluations that reserve this are refused."""
+    return (
+        f"resources_per_evaluator: each evaluation with overlap reserves {written(bundle)}, for "
+        f"which there is no room beside {workers}: the Ray cluster has {inventory.present()}. Give "
+        "less in resources_per_evaluator or resources_per_worker, fewer num_workers, or leave "
+        "overlap away"
     )
 
 

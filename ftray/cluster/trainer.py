@@ -19,7 +19,7 @@ from ftray import errors
 from ftray.callbacks.best_model import BestModelCheckpoint
 from ftray.cluster import inventory
 from ftray.cluster.actors import SCORE_TIMEOUT_S, start_scorers
-from ftray.cluster.bridge import open_mailbox
+from ftray.cluster.bridge import heard, open_mailbox
 from ftray.cluster.connect import DEFAULTS, START_TIMEOUT, connected
 from ftray.cluster.evaluators import start_evaluators
 from ftray.cluster.failures import FailAtOnce, find_fatal
@@ -29,10 +29,11 @@ from ftray.cluster.shards import start_shards
 from ftray.cluster.watch import NodeWatch
 from ftray.cluster.weights import SharedModel, share_model
 from ftray.cluster.worker import train_worker
-from ftray.errors import RunFailedError
+from ftray.errors import RunFailedError, StorageError
 from ftray.events import FitEnded
 from ftray.record.session import RunSession
 from ftray.record.storage import Storage
+from ftray.runtime.process_group import LostWorkersError
 from ftray.training.job import Job
 from ftray.words import counted
 
@@ -69,7 +70,8 @@ def fit_on_ray(job: Job, session: RunSession) -> FitEnded:
         RunFailedError: if workers were lost more often than `max_failures`.
     """
     with connected() as dashboard, ExitStack() as ending:
-        placement = place(job.config)
+        overlapped = sum(spec.overlap for spec in job.evaluations)
+        placement = place(job.config, overlapped)
         if dashboard:
             session.say(f"Ray dashboard: {dashboard}")
 
@@ -78,7 +80,7 @@ def fit_on_ray(job: Job, session: RunSession) -> FitEnded:
                 ending.callback(ray.kill, actor)
 
         mailbox = open_mailbox()
-        ending.callback(_tidy_snapshot, session.storage)
+        ending.callback(_try_to_tidy, session)
         kept(mailbox)
         scorers = start_scorers(len(job.evaluations))
         kept(*scorers)
@@ -130,6 +132,18 @@ def _then(placement: Placement) -> str:
 def _in_an_actor() -> bool:
     """Whether this is a trial of a sweep: it is always ended in good order, with its groups."""
     return ray.get_runtime_context().get_actor_id() is not None
+
+
+def _try_to_tidy(session: RunSession) -> None:
+    """How the run ended is known by then, and stays."""
+    try:
+        _tidy_snapshot(session.storage)
+    except (StorageError, OSError, KeyError, ValueError) as error:
+        session.say(
+            f"Ray's own list of checkpoints, {SNAPSHOT}, still names those that were pruned: "
+            f"{type(error).__name__}: {error}",
+            "WARNING",
+        )
 
 
 def _tidy_snapshot(storage: Storage) -> None:
@@ -227,14 +241,7 @@ def _watch(
 
 def _pass_on(mailbox: Any, session: RunSession) -> None:
     """Events from the workers to the record; a stop request the other way."""
-    try:
-        events = ray.get(mailbox.drain.remote(session.stop()))
-    except ray.exceptions.RayError as error:
-        raise RunFailedError(
-            f"The connection to the workers was lost: {error}. The last checkpoint is kept; "
-            "continue with resume: auto"
-        ) from error
-    for event in events:
+    for event in heard(mailbox.drain.remote(session.stop())):
         session.emit(event)
 
 
@@ -252,9 +259,32 @@ def _readable(error: BaseException, placement: Placement) -> Exception:
             "waits"
         )
     if isinstance(error, Exception):
-        first = str(error).strip().splitlines()
         return RunFailedError(
-            f"The workers were lost: {first[0] if first else type(error).__name__}. "
+            f"The workers were lost: {_told(error).rstrip('.')}. "
             "The last checkpoint is kept; continue with resume: auto"
         )
     return RunFailedError(f"The run was cut off: {type(error).__name__}")
+
+
+def _told(error: BaseException) -> str:
+    """What Ray Train's error is about, in one line."""
+    cause = _unwrapped(error)
+    lines = [line for line in str(cause).splitlines() if line.strip()]
+    if isinstance(cause, ray.exceptions.RayError):  # the indented lines are ids
+        return " ".join(line for line in lines if not line[0].isspace()) or type(cause).__name__
+    return ": ".join([type(cause).__name__, *lines[:1]])
+
+
+def _unwrapped(error: BaseException) -> BaseException:
+    """The failure inside Ray's wrappings; of several the first that tells of itself.
+
+    Others only tell that they miss a worker.
+    """
+    if failures := getattr(error, "worker_failures", None):
+        causes = [_unwrapped(failure) for failure in failures.values()]
+        return min(causes, key=lambda cause: isinstance(cause, LostWorkersError))
+    for name in ("controller_failure", "health_check_failure", "_base_exc", "cause"):
+        inner = getattr(error, name, None)
+        if isinstance(inner, BaseException) and inner is not error:
+            return _unwrapped(inner)
+    return error

@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from ftray.cluster.bridge import heard
 from ftray.cluster.nodes import node_name
 
 __all__ = ["NodeWatch"]
@@ -38,11 +39,15 @@ class NodeWatch:
         self._looked = time.monotonic()
 
     def look(self, *, now: bool = False) -> None:
-        """Look every two seconds, or now."""
+        """Look every two seconds, or now.
+
+        Raises:
+            RunFailedError: if the mailbox is gone.
+        """
         if not now and time.monotonic() - self._looked < LOOK_EVERY_S:
             return
         self._looked = time.monotonic()
-        where: dict[int, str] = ray.get(self._mailbox.nodes.remote())
+        where: dict[int, str] = heard(self._mailbox.nodes.remote())
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         self._tell_lost(where, alive)
         if where != self._known and len(where) == self._num_workers and alive >= {*where.values()}:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import platform
 import random
 import shutil
 import tempfile
@@ -26,12 +27,14 @@ import ray
 
 from ftray.cluster.connect import session_here
 from ftray.cluster.nodes import node_here
-from ftray.errors import ModelError
+from ftray.errors import ClusterError, ModelError
 from ftray.training.job import Job
 
 __all__ = ["SharedModel", "job_here", "share_model", "unpacked"]
 
 MEET_AGAIN_S = 0.1
+BEGUN = ".begun"
+"""So the name of a folder ends that does not have all files."""
 
 Content = npt.NDArray[np.uint8]
 
@@ -70,11 +73,7 @@ def share_model(job: Job) -> SharedModel | None:
     if alone or not folder.is_dir() or folder.is_relative_to(job.run_uri):
         return None
     try:
-        files = {
-            path.relative_to(folder).as_posix(): np.fromfile(path, np.uint8)
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
+        files = _read(folder)
     except OSError as error:
         raise ModelError(f"The model '{folder}' cannot be read: {error}") from None
     digest = hashlib.sha256()
@@ -88,6 +87,16 @@ def share_model(job: Job) -> SharedModel | None:
         size=sum(content.nbytes for content in files.values()),
         files=[ray.put(files)],
     )
+
+
+def _read(folder: Path) -> dict[str, Content]:
+    """The files by relative path, but those in hidden folders, such as `.git`."""
+    paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*"))}
+    return {
+        inside.as_posix(): np.fromfile(path, np.uint8)
+        for inside, path in paths.items()
+        if path.is_file() and not any(part.startswith(".") for part in inside.parts[:-1])
+    }
 
 
 @contextmanager
@@ -115,19 +124,42 @@ def unpacked(digest: str, read: Callable[[], Mapping[str, Content]]) -> Iterator
     Args:
         digest: of names and contents.
         read: gives contents by relative path; called where nobody has done so.
+
+    Raises:
+        ClusterError: if the folder of such folders is open to other users.
     """
-    base = Path(tempfile.gettempdir()) / f"ftray-models-{os.getuid()}"
-    base.mkdir(mode=0o700, exist_ok=True)
+    base = _own_folder()
     folder, lock = base / digest, base / f"{digest}.lock"
     held = _enter(folder, lock, read)
     try:
         yield folder
     finally:
-        with suppress(BlockingIOError):  # another one uses it
+        with held, suppress(BlockingIOError):  # another one uses it
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder)
-            lock.unlink()
-        held.close()
+            _remove(folder)
+            lock.unlink(missing_ok=True)
+
+
+def _own_folder() -> Path:
+    """Where models are unpacked; what others could have put there is not to be loaded."""
+    base = Path(tempfile.gettempdir()) / f"ftray-models-{os.getuid()}"
+    base.mkdir(mode=0o700, exist_ok=True)
+    info = base.lstat()
+    if info.st_uid != os.getuid() or info.st_mode & 0o077:
+        raise ClusterError(
+            f"On the host {platform.node()}, the folder {base}, where models are unpacked, must be "
+            f"yours alone; it belongs to the user {info.st_uid} and has the mode "
+            f"{info.st_mode & 0o777:o}. Remove it, or set TMPDIR to another folder"
+        )
+    return base
+
+
+def _remove(folder: Path) -> None:
+    """What cannot be removed, or is gone already, is no reason for a run to fail."""
+    begun = folder.with_suffix(BEGUN)
+    with suppress(OSError):
+        folder.rename(begun)  # nobody is to use what is left of it
+    shutil.rmtree(begun, ignore_errors=True)
 
 
 def _enter(folder: Path, lock: Path, read: Callable[[], Mapping[str, Content]]) -> IO[bytes]:
@@ -157,7 +189,7 @@ def _is_current(held: IO[bytes], lock: Path) -> bool:
 
 def _write(files: Mapping[str, Content], folder: Path) -> None:
     """All or nothing: a folder that was begun has another name."""
-    begun = folder.with_suffix(".begun")
+    begun = folder.with_suffix(BEGUN)
     shutil.rmtree(begun, ignore_errors=True)
     for name, content in files.items():
         path = begun / name

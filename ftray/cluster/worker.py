@@ -18,8 +18,8 @@ from ray.train.v2._internal.execution import context as reports
 from ftray.cluster.actors import ActorScorer, load_scorers
 from ftray.cluster.bridge import Sender
 from ftray.cluster.evaluators import ActorEvaluator
-from ftray.cluster.failures import FatalError
-from ftray.cluster.nodes import naming_node, node_here
+from ftray.cluster.failures import as_fatal
+from ftray.cluster.nodes import naming_node, node_here, node_name
 from ftray.cluster.weights import job_here
 from ftray.collector import collector_paused
 from ftray.errors import FtrayError, StorageError
@@ -31,6 +31,7 @@ from ftray.runtime.process_group import (
     ProcessGroupCollectives,
     SingleProcess,
 )
+from ftray.training.job import Job
 from ftray.training.loop import Loop
 from ftray.words import counted
 
@@ -107,15 +108,32 @@ def _check_storage(run_uri: str) -> None:
         )
 
 
+def _read_job(reference: Any) -> Job:
+    """The job from the object store.
+
+    Raises:
+        LostWorkersError: if it is not there any more.
+        Exception: what came up while it was unpickled, such as a module that this node lacks.
+    """
+    try:
+        job: Job = ray.get(reference)
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "client_exc", None)
+        if isinstance(cause, Exception):
+            raise cause from None
+        raise LostWorkersError(f"The run's job cannot be read: {error}") from error
+    return job
+
+
 def train_worker(setup: dict[str, Any]) -> Any:
     """The function that Ray Train runs on every worker; rank 0's `FitEnded` is the result."""
     logging.getLogger(reports.__file__).setLevel(logging.WARNING)  # our record says it better
     sender = Sender(setup["mailbox"])
     setup["mailbox"].arrived.remote(ray.train.get_context().get_world_rank(), node_here())
-    given = ray.get(setup["job"])
-    evaluator = ActorEvaluator(setup["evaluators"], setup["job"], setup["model"])
-    runtime = RayRuntime(sender, setup["scorers"], setup["shards"], evaluator)
     try:
+        given = _read_job(setup["job"])
+        evaluator = ActorEvaluator(setup["evaluators"], setup["job"], setup["model"])
+        runtime = RayRuntime(sender, setup["scorers"], setup["shards"], evaluator)
         _check_storage(given.run_uri)
         if runtime.rank == 0:
             load_scorers(setup["scorers"], setup["job"], setup["shards"])
@@ -124,14 +142,12 @@ def train_worker(setup: dict[str, Any]) -> Any:
                 loop = Loop(job, runtime)
             gc.freeze()  # this process holds what was imported for as long as it lives
             return loop.run()
-    except LostWorkersError:
+    except LostWorkersError as error:
+        sender.send(Log(level="WARNING", message=str(error)))
         raise
-    except FtrayError as error:
-        if error.__cause__ is not None:
-            runtime.emit(Log(level="TRACE", message=traceback.format_exc()))
-        raise FatalError(type(error).__name__, str(error)) from error
     except Exception as error:
-        runtime.emit(Log(level="TRACE", message=traceback.format_exc()))
-        raise FatalError("", f"{type(error).__name__}: {error}") from error
+        if not isinstance(error, FtrayError) or error.__cause__ is not None:
+            sender.send(Log(level="TRACE", message=traceback.format_exc()))
+        raise as_fatal(error, node_name(node_here())) from error
     finally:
         sender.close()

@@ -3,6 +3,9 @@
 Files keep their places relative to each other: what lies below the current folder is found below
 `here/`, where the job then is, so that the paths of a configuration, and the names in its data,
 mean the same there. What lies elsewhere gets a folder that is named after its own.
+
+Of a folder the hidden files stay behind, unless data names them: secrets lie in such, and Ray would
+leave out what a `.gitignore` or a `.rayignore` names.
 """
 
 from __future__ import annotations
@@ -11,12 +14,13 @@ import copy
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from ftray.callbacks.evaluation import EvaluationCallback
+from ftray.data.folders import files_below
 from ftray.errors import ConfigError, DataError, nearest
 from ftray.words import counted
 
@@ -27,7 +31,7 @@ DATA = "_data"
 """How the options end that take data."""
 MB = 1 << 20
 SHOWN = 12
-LEFT_OUT = (".git", ".gitignore", "__pycache__")  # Ray would leave out what a .gitignore names
+COMPILED = "__pycache__"
 
 Change = Callable[[str, Any], Any]
 
@@ -194,14 +198,18 @@ class Luggage:
         Raises:
             ConfigError: for one that the job could not find by its name.
         """
-        folders = {path.parent for path in self._places if path.is_file()}
+        given = dict(self._places)
+        folders = {path.parent for path in given if path.is_file()}
         named = 0
         for path in map(Path, addresses):
-            inside = any(path.is_relative_to(given) for given in self._places)
-            if inside or path in self._places or self._stays(path):
+            inside = next((folder for folder in path.parents if folder in given), None)
+            goes_with_it = inside is not None and _travels(path.relative_to(inside))
+            if goes_with_it or path in self._places or self._stays(path):
                 continue
-            above = next((folder for folder in folders if path.is_relative_to(folder)), None)
-            if path.is_relative_to(self._here):
+            above = next((folder for folder in path.parents if folder in folders), None)
+            if inside is not None:
+                place = f"{given[inside]}/{path.relative_to(inside).as_posix()}"
+            elif path.is_relative_to(self._here):
                 place = self._place(path)
             elif above is not None:
                 place = f"{_elsewhere(above)}/{path.relative_to(above).as_posix()}"
@@ -243,13 +251,10 @@ class Luggage:
         (folder / HERE).mkdir(parents=True)
         (folder / HERE / ".keep").touch()  # a folder without files does not travel
         for path, place in self._places.items():
-            target = folder / place
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if path.is_dir():
-                ignore = shutil.ignore_patterns(*LEFT_OUT)
-                shutil.copytree(path, target, ignore=ignore, dirs_exist_ok=True)
-            else:
-                shutil.copyfile(path, target)
+            for name in _files_of(path):
+                target = folder / place / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path / name, target)
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:
@@ -270,11 +275,27 @@ def _missing(where: str, path: Path) -> DataError:
     )
 
 
+def _travels(name: PurePath) -> bool:
+    """Whether a file goes along with the folder that it lies in, by its name there."""
+    return not any(part.startswith(".") or part == COMPILED for part in name.parts)
+
+
+def _files_of(path: Path) -> Iterator[str]:
+    """What is copied of a file or folder: names below it, "" for a file. Links are followed.
+
+    Raises:
+        DataError: for a folder in it that cannot be read.
+    """
+    if not path.is_dir():
+        yield ""
+        return
+    for name in files_below(path):
+        if _travels(PurePath(name)) and (path / name).is_file():  # a link may lead nowhere
+            yield name
+
+
 def _size(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    below = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-    return sum(file.stat().st_size for file in below if file.is_file())
+    return sum((path / name).stat().st_size for name in _files_of(path))
 
 
 def _mb(size: int) -> str:

@@ -38,7 +38,7 @@ from ftray.record.storage import Storage
 from ftray.run import Run
 
 if TYPE_CHECKING:
-    from ftray.cluster.jobs import Jobs
+    from ftray.cluster.jobs import Jobs, JobState
     from ftray.training.job import Job
 
 __all__ = ["MAX_UPLOAD_MB", "JobOptions", "SubmittedRun", "submit"]
@@ -52,6 +52,10 @@ ANSWER = re.compile(rf"^ftray: (?:({ON_RECORD})|(\w+)): (.*)$", re.MULTILINE)
 NO_FTRAY = re.compile(r"No module named '?ftray\b")
 NO_COMMAND = (126, 127)
 POLL_S = 0.5
+TRIES, TRY_AGAIN_S = 5, 6.0
+"""How often a cluster that does not answer is asked how a job stands before it is given up."""
+LOG_RATE = 1 << 20
+"""Characters of a job's log that are fetched in a second: Ray hands out all of it each time."""
 SEEN_WITHIN_S = 15.0
 STOP_WAIT_S = "120"
 """How long `ray job stop` waits for the checkpoint before it kills; Ray's own default is 3 s."""
@@ -70,8 +74,8 @@ class JobOptions:
         runtime_env: Ray's: `env_vars`, `pip`, `py_modules` …
         shared: folders that the cluster sees under the same paths.
         max_upload_mb: how much may be taken along, in MiB.
-        python: what runs Python on the cluster's head; None = `python`, or this interpreter for a
-            cluster on this machine.
+        python: what runs Python on the cluster's head; None = `python`, or, with a loopback
+            address, this interpreter if the head has it under the same path.
     """
 
     address: str | None = None
@@ -121,7 +125,7 @@ class SubmittedRun(Run):
         """Lines of the job's output as they come, until the job has ended.
 
         Args:
-            interval: seconds between two looks.
+            interval: seconds between two looks, at least; more when the output has become long.
 
         Raises:
             ClusterError: if the cluster does not answer.
@@ -136,7 +140,11 @@ class SubmittedRun(Run):
             shown = max(shown, end)
             if is_over:
                 return
-            time.sleep(interval)
+            time.sleep(max(interval, len(text) / LOG_RATE))
+
+
+class _LostJobError(ClusterError):
+    """The cluster no longer says how a job stands."""
 
 
 def submit(config: FitConfig, options: JobOptions) -> SubmittedRun:
@@ -173,19 +181,24 @@ def submit(config: FitConfig, options: JobOptions) -> SubmittedRun:
     pickled = _pickled(fields)
     luggage.check(len(pickled))
     root.write_text(about["sign"], about["nonce"])
+    may_read_it = False
     try:
         with tempfile.TemporaryDirectory(prefix="ftray-") as folder:
             packages = _write_packages(Path(folder), about, pickled, luggage)
             jobs.submit(
-                f"exec {_python(options, jobs)} -m ftray.launch.submitted",
+                _command(options, jobs),
                 job_id,
                 packages=packages,
                 runtime_env=_runtime_env(options),
                 metadata={"ftray_run": place.storage.uri},
             )
         _wait_for_record(jobs, job_id, place, options)
+    except _LostJobError:
+        may_read_it = True
+        raise
     finally:
-        root.delete(sign)
+        if not may_read_it:
+            root.delete(sign)
     return SubmittedRun(place.storage, jobs, job_id)
 
 
@@ -295,8 +308,23 @@ def _write_packages(
     return packages
 
 
+def _command(options: JobOptions, jobs: Jobs) -> str:
+    """For the shell on the head.
+
+    A loopback address may be a tunnel's: only the head knows whether it has this interpreter.
+    """
+    module = "-m ftray.launch.submitted"
+    if options.python or not jobs.is_loopback:
+        return f"exec {options.python or 'python'} {module}"
+    mine = shlex.quote(sys.executable)
+    return f'P={mine}; [ -x "$P" ] || P=python; exec "$P" {module}'
+
+
 def _python(options: JobOptions, jobs: Jobs) -> str:
-    return options.python or (shlex.quote(sys.executable) if jobs.is_here else "python")
+    """What `_command` runs, for messages."""
+    if options.python or not jobs.is_loopback:
+        return options.python or "python"
+    return f"{sys.executable} or python"
 
 
 def _runtime_env(options: JobOptions) -> dict[str, Any]:
@@ -311,8 +339,7 @@ def _wait_for_record(jobs: Jobs, job_id: str, place: Place, options: JobOptions)
     """Wait until the run is on record, or raise why it never will be."""
     try:
         while True:
-            state = jobs.state(job_id)
-            log = jobs.logs(job_id)
+            state, log = _asked(jobs, job_id)
             answer = ANSWER.search(log)
             if answer is not None and answer[1] is not None:
                 break
@@ -322,7 +349,12 @@ def _wait_for_record(jobs: Jobs, job_id: str, place: Place, options: JobOptions)
                 raise _gone(job_id, log or state.message, state.exit_code, _python(options, jobs))
             time.sleep(POLL_S)
     except KeyboardInterrupt:  # nothing is on record yet
-        jobs.stop(job_id)
+        try:
+            jobs.stop(job_id)
+        except ClusterError as error:
+            raise _lost(jobs, job_id, error) from error
+        raise
+    except _LostJobError:
         raise
     except ClusterError as error:
         raise type(error)(f"{error} (job {job_id})") from error
@@ -334,6 +366,26 @@ def _wait_for_record(jobs: Jobs, job_id: str, place: Place, options: JobOptions)
                 f"from here. It prints: `ray job logs {job_id} --address {jobs.address}`"
             )
         time.sleep(POLL_S)
+
+
+def _asked(jobs: Jobs, job_id: str) -> tuple[JobState, str]:
+    """How a job stands, and what it has printed; asked again while the cluster does not answer."""
+    failed = 0
+    while True:
+        try:
+            return jobs.state(job_id), jobs.logs(job_id)
+        except ClusterError as error:
+            failed += 1
+            if failed == TRIES:
+                raise _lost(jobs, job_id, error) from error
+        time.sleep(TRY_AGAIN_S)
+
+
+def _lost(jobs: Jobs, job_id: str, error: ClusterError) -> _LostJobError:
+    return _LostJobError(
+        f"{error}: the job may go on all the same. Stop it: `ray job stop {job_id} --address "
+        f"{jobs.address}`"
+    )
 
 
 def _as_here(name: str, message: str) -> FtrayError:

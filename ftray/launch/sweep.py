@@ -19,6 +19,7 @@ from ftray.record.facts import plain
 from ftray.record.names import fresh_name
 from ftray.record.session import StopRequests
 from ftray.record.storage import Storage
+from ftray.report.notebook import without_widgets
 from ftray.sweeps.config import SweepConfig, sweep_facts
 from ftray.sweeps.record import FOLDER, SweepRecord, SweepState, read_state, read_sweep_facts
 from ftray.sweeps.space import drawn_points
@@ -44,6 +45,7 @@ def sweep_here(sweep: SweepConfig, say: Callable[[str], None]) -> Sweep:
         KeyboardInterrupt: after Ctrl-C, once the sweep is closed as STOPPED; it can be resumed.
         SystemExit: with code 143 after SIGTERM, likewise.
     """
+    without_widgets()
     # trials may run in another folder
     sweep = sweep.model_copy(update={"storage_path": Storage(sweep.storage_path).uri})
     storage, state = _find_place(sweep)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import time
-import warnings
 from typing import Protocol
 
 from rich.console import Console
@@ -23,7 +22,7 @@ from ftray.events import EpochEnded, EvaluationEnded, Event, FitEnded, Log, Step
 from ftray.events import Progress as ProgressEvent
 from ftray.record.epochs import EpochProgress
 from ftray.record.narrator import log_line
-from ftray.report.notebook import Changing, in_notebook
+from ftray.report.notebook import Changing, in_notebook, without_widgets
 
 __all__ = ["RunConsole"]
 
@@ -207,8 +206,7 @@ class _Notebook:
     """The output of a cell: lines as text, and one display for all that changes."""
 
     def __init__(self) -> None:
-        # tqdm asks for ipywidgets when a library imports it; nothing here needs them
-        warnings.filterwarnings("ignore", message="IProgress not found")
+        without_widgets()
         self._place = Changing()
         self._training = ""
         self._tasks: dict[str, str] = {}

@@ -6,12 +6,20 @@ tables as text; IPython is there wherever there is a notebook.
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from typing import Any
 
 from rich.console import Console
 
-__all__ = ["Changing", "in_notebook", "show_html"]
+__all__ = ["Changing", "in_notebook", "show_html", "without_widgets"]
+
+
+def without_widgets() -> None:
+    """Ray and tqdm ask for ipywidgets when they are imported in a notebook; nothing needs them."""
+    warnings.filterwarnings("ignore", message="IProgress not found")
+    logging.getLogger("ray.widgets").setLevel(logging.WARNING)
 
 
 def in_notebook(console: Console) -> bool:

@@ -23,13 +23,16 @@ from safetensors.torch import load_file
 import ftray
 from ftray.callbacks import Callback, EvaluationCallback
 from ftray.cluster.connect import START_TIMEOUT
+from ftray.config import validated
 from ftray.errors import ClusterError, RunFailedError
 from ftray.events import FitStarted, Log, StepEnded
+from ftray.training.job import prepare
 
 pytestmark = pytest.mark.ray
 
 UNPACKED = Path(tempfile.gettempdir()) / f"ftray-models-{os.getuid()}"
 ONE_CPU = {"num_cpus": 1, "object_store_memory": 100 * 1024 * 1024}
+ACTORS = {"Mailbox", "ScorerActor", "ShardActor", "EvaluatorActor"}
 NO_CPU = {**ONE_CPU, "num_cpus": 0, "include_dashboard": False}
 
 
@@ -183,6 +186,20 @@ def test_a_file_that_a_node_does_not_see_is_named_with_the_node(cluster: Any, fo
     (node,) = (n["NodeID"] for n in ray.nodes() if n["Labels"].get("zone") == "b")
     for words in (f"({node[:8]})", str(pictures), "cannot be read", "convert_to_blob: true"):
         assert words in str(caught.value)
+    assert_no_actor_is_left()
+
+
+def assert_no_actor_is_left() -> None:
+    import ray
+
+    def ours() -> list[str]:
+        alive = [a for a in ray._private.state.actors().values() if a["State"] != "DEAD"]
+        return [a["ActorClassName"] for a in alive if a["ActorClassName"] in ACTORS]
+
+    deadline = time.monotonic() + 10
+    while ours() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert ours() == []
 
 
 def test_what_no_node_has_is_refused_with_what_there_is(
@@ -203,8 +220,6 @@ def test_what_no_node_has_is_refused_with_what_there_is(
 def test_an_evaluation_that_finds_no_room_beside_the_workers_is_refused(
     cluster: Any, folder: Path, tiny_model: Path, labelled_rows: Any
 ) -> None:
-    import ray
-
     begun = time.monotonic()
     with pytest.raises(ClusterError, match=r"reserves 1 CPU, .* beside 3 workers .* Give less in"):
         fit(
@@ -216,9 +231,7 @@ def test_an_evaluation_that_finds_no_room_beside_the_workers_is_refused(
             callbacks=[EvaluationCallback(labelled_rows, overlap=True)],
         )
     assert time.monotonic() - begun < 60
-    alive = [a for a in ray._private.state.actors().values() if a["State"] != "DEAD"]
-    ours = [a["ActorClassName"] for a in alive if "ftray" in a["ActorClassName"]]
-    assert ours == []
+    assert_no_actor_is_left()
 
 
 def test_an_evaluation_that_waits_for_a_node_in_vain_ends_the_run_in_time(
@@ -235,12 +248,46 @@ def test_an_evaluation_that_waits_for_a_node_in_vain_ends_the_run_in_time(
     waiting = actor.remote("driver")
     view = evaluators.ActorEvaluator({0: waiting}, ray.put(None), None)
     view.submit(1, 0, {})
+    time.sleep(1.5)  # while nobody looks, no time passes
     with pytest.raises(
         ClusterError, match=r"waiting for a node for 1 s: .* 1 spare, zone=c.* Give less"
     ):
         for _ in range(100):
             assert view.finished(0.2) == []
     ray.kill(waiting)
+
+
+class Dies:
+    """An evaluator on a node where it cannot start."""
+
+    def __init__(self, driver: str) -> None:
+        raise OSError("no thread is left")
+
+    def ready(self) -> None: ...
+
+
+def test_an_evaluator_that_dies_while_it_starts_is_told(
+    cluster: Any, tiny_model: Path, labelled_rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ftray.cluster import evaluators
+    from ftray.cluster.placement import place
+
+    monkeypatch.setattr(evaluators, "EvaluatorActor", Dies)
+    asked = validated(
+        {
+            "model": str(tiny_model),
+            "train_data": labelled_rows,
+            "loss": "SupConLoss",
+            "num_workers": 1,
+            "resources_per_evaluator": {"CPU": 1},
+            "callbacks": [EvaluationCallback(labelled_rows, overlap=True)],
+        }
+    )
+    job = prepare(asked, "/nowhere/runs/default/run")
+    with pytest.raises(
+        ClusterError, match=r"(?s)evaluation with overlap died: .*no thread is left"
+    ):
+        evaluators.start_evaluators(job, place(job.config, 1))
 
 
 class InThread(threading.Thread):

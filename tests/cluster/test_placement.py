@@ -52,7 +52,7 @@ def config(**fields: Any) -> FitConfig:
         ({"resources_per_worker": {"GPU": 2}}, 2, {"CPU": 4, "GPU": 2}),
         ({"resources_per_worker": {"GPU": 0.5}}, 1, {"CPU": 8, "GPU": 0.5}),
         ({"resources_per_worker": {"GPU": 0.6}, "num_workers": 5}, 5, {"CPU": 2, "GPU": 0.6}),
-        ({"resources_per_worker": {"CPU": 3}}, 5, None),
+        ({"resources_per_worker": {"CPU": 3}}, 3, {"CPU": 3, "GPU": 1}),  # for more no CPUs
         ({"resources_per_worker": {"CPU": 1.5}}, 5, {"CPU": 1.5, "GPU": 1}),
         ({"resources_per_worker": {"GPU": 0}}, 1, {"CPU": 8}),
         ({"resources_per_worker": {"memory": 6e9, "GPU": 0}}, 1, {"CPU": 4, "memory": 6e9}),
@@ -65,13 +65,9 @@ def config(**fields: Any) -> FitConfig:
     ],
 )
 def test_what_each_worker_gets(
-    nodes: Nodes, fields: dict[str, Any], workers: int, bundle: dict[str, float] | None
+    nodes: Nodes, fields: dict[str, Any], workers: int, bundle: dict[str, float]
 ) -> None:
     nodes(CPU_NODE, A100S, T4)
-    if bundle is None:
-        with pytest.raises(ClusterError, match=r"each with 3 CPUs and 1 GPU: .* room for 3\."):
-            place(config(**fields))
-        return
     found = place(config(**fields))
     assert (found.num_workers, found.bundle) == (workers, bundle)
     assert found.use_gpu is ("GPU" in bundle)
@@ -87,6 +83,10 @@ def test_what_each_worker_gets(
         ({"num_workers": 99, "device": "cpu"}, r"room for 16\. .*Give num_workers: 16$"),
         ({"resources_per_worker": {"GPU": 8}, "num_workers": 1}, r"8 GPUs: .* room for 0\. .*less"),
         ({"resources_per_worker": {"memory": 9e9}, "num_workers": 1}, r"9 GB of memory"),
+        (
+            {"resources_per_worker": {"CPU": 3}, "num_workers": 5},
+            r"each with 3 CPUs and 1 GPU: .* room for 3\.",
+        ),
         ({"accelerator_type": "A10"}, r"accelerator_type = 'A10': no node .*'A100'"),
         ({"label_selector": {"zone": "c"}}, r"no node on nodes with label_selector = .*zone=b"),
         (
@@ -168,7 +168,47 @@ def test_actors_are_put_where_the_workers_still_find_room(nodes: Nodes) -> None:
     assert spots([{"GPU": 0.5}] * 3, workers) == ["a1", "a1", "a1"]
     assert spots([{"GPU": 1}] * 5, workers) == ["a1"] * 4 + [None]
     shared = place(config(num_workers=1, resources_per_worker={"GPU": 0.5, "CPU": 1}))
-    assert spots([{"GPU": 0.5}] * 2, shared) == ["t0", "a1"]
+    assert spots([{"GPU": 0.5}] * 3, shared) == ["t0", "t0", "a1"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "overlapped", "workers", "bundle", "where"),
+    [
+        ({"device": "cpu"}, 1, 1, {"CPU": 8}, ["c0"]),
+        ({"device": "cpu", "num_workers": 2}, 2, 2, {"CPU": 4}, ["c0", "c0"]),
+        ({"device": "cpu", "num_workers": 3}, 1, 3, {"CPU": 4}, ["c0"]),
+        ({"device": "cpu", "num_workers": 4}, 1, 4, {"CPU": 3}, ["c0"]),
+        ({"device": "cpu", "num_workers": 4}, 0, 4, {"CPU": 4}, []),
+        ({}, 3, 5, {"CPU": 2, "GPU": 1}, ["c0", "c0", "c0"]),
+        ({"resources_per_evaluator": {"GPU": 1}}, 1, 4, {"CPU": 2, "GPU": 1}, ["a1"]),
+        ({"resources_per_evaluator": {"GPU": 0.25}}, 5, 3, {"CPU": 4, "GPU": 1}, ["a1"] * 5),
+        ({"resources_per_evaluator": {"GPU": 0}}, 1, 5, {"CPU": 2, "GPU": 1}, [None]),
+    ],
+)
+def test_workers_leave_what_evaluations_reserve(
+    nodes: Nodes,
+    fields: dict[str, Any],
+    overlapped: int,
+    workers: int,
+    bundle: dict[str, float],
+    where: list[str | None],
+) -> None:
+    nodes(CPU_NODE, A100S, T4)
+    asked = config(**{"resources_per_evaluator": {"CPU": 1}, **fields})
+    found = place(asked, overlapped)
+    assert (found.num_workers, found.bundle) == (workers, bundle)
+    assert asked.resources_per_evaluator is not None
+    if any(asked.resources_per_evaluator.values()):
+        assert spots([asked.resources_per_evaluator] * overlapped, found) == where
+
+
+def test_evaluations_without_room_beside_the_least_of_workers_are_refused(nodes: Nodes) -> None:
+    asked = config(num_workers=4, resources_per_evaluator={"CPU": 1})
+    message = r"each evaluation .* 1 CPU, .* beside 4 workers with 1 CPU each: .* fewer num_workers"
+    with pytest.raises(ClusterError, match=message):
+        place(asked, 1)
+    with pytest.raises(ClusterError, match=r"num_workers = 5, each with 1 CPU: .* room for 4\."):
+        place(config(num_workers=5, resources_per_evaluator={"CPU": 1}), 1)
 
 
 @pytest.mark.parametrize(

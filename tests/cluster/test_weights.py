@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from ftray.cluster import weights
 from ftray.cluster.weights import unpacked
+from ftray.errors import ClusterError
 
 FILES = {"config.json": b"{}", "0_Transformer/model.safetensors": bytes(range(256)) * 99, "e": b""}
 
@@ -37,7 +39,8 @@ def test_files_are_as_they_were_and_gone_afterwards(temporary: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_used_and_removed(temporary: Path) -> None:
-    (temporary / "abc").mkdir(parents=True)
+    temporary.mkdir(0o700)
+    (temporary / "abc").mkdir()
     (temporary / "abc.lock").touch()
     (temporary / "abd.begun").mkdir()
     with unpacked("abc", lambda: pytest.fail("they are there")):
@@ -45,6 +48,35 @@ def test_what_a_killed_process_left_is_used_and_removed(temporary: Path) -> None
     with unpacked("abd", contents) as folder:
         assert (folder / "config.json").exists()
     assert list(temporary.iterdir()) == []
+
+
+def test_what_a_cleaner_took_does_not_end_the_run(temporary: Path) -> None:
+    with unpacked("abc", contents) as folder:
+        shutil.rmtree(folder)
+    with unpacked("abc", contents) as folder:
+        (folder / "config.json").unlink()
+        (temporary / "abc.lock").unlink()
+    assert list(temporary.iterdir()) == []
+    with unpacked("abc", contents) as folder:
+        shutil.rmtree(temporary)
+
+
+def test_a_folder_that_others_may_write_to_is_refused(temporary: Path) -> None:
+    temporary.mkdir()
+    temporary.chmod(0o770)
+    with (
+        pytest.raises(ClusterError, match=r"must be yours alone; .* has the mode 770\. Remove it"),
+        unpacked("abc", contents),
+    ):
+        pytest.fail("it was used")
+
+
+def test_hidden_folders_stay_where_they_are(tmp_path: Path) -> None:
+    for name in ("config.json", ".hidden", "0_Transformer/model", ".git/objects/ab", "a/.cache/b"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    found = {name: content.tobytes().decode() for name, content in weights._read(tmp_path).items()}
+    assert found == {name: name for name in ("config.json", ".hidden", "0_Transformer/model")}
 
 
 def use(number: int, temporary: Path, written: Path) -> None:
