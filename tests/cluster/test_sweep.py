@@ -117,7 +117,7 @@ def test_trials_with_workers_run_on_ray_train_and_leave_no_placement_group(
     session: None, tmp_path: Path, tiny_model: Path, labelled_rows: Any
 ) -> None:
     sweep = ftray.sweep(
-        fields(tiny_model, labelled_rows, num_workers=1, epochs=6, log_rows=True),
+        fields(tiny_model, labelled_rows, num_workers=1, epochs=80),
         {"learning_rate": {"grid": [1e-2, 1e-6]}},
         metric="ndcg_at_k",
         search="grid",
@@ -127,6 +127,7 @@ def test_trials_with_workers_run_on_ray_train_and_leave_no_placement_group(
         say=lambda line: None,
     )
     assert [trial.outcome for trial in sweep.trials] == ["finished", "stopped"], sweep.errors
+    assert len(sweep.trials[1].epochs) < 80, "its workers hear of it a little later"
     started = [e for e in sweep.run(1)._record.events() if isinstance(e, FitStarted)]
     assert "Ray worker" in started[-1].where
     assert sweep.run(1).artifact_id and sweep.best.name == "trial-000"
