@@ -27,8 +27,10 @@ def test_a_fit_on_ray_names_the_dashboard(
     said: list[str] = []
     monkeypatch.setattr("ray._private.worker.get_dashboard_url", lambda: url)
     monkeypatch.setattr(connect.ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(trainer, "place", lambda config: None)
+    monkeypatch.setattr(trainer, "place", lambda config, overlapped: None)
     monkeypatch.setattr(trainer, "open_mailbox", stop)
     with pytest.raises(BeforeWorkers):
-        trainer.fit_on_ray(SimpleNamespace(config=None), SimpleNamespace(say=said.append))
+        trainer.fit_on_ray(
+            SimpleNamespace(config=None, evaluations=()), SimpleNamespace(say=said.append)
+        )
     assert said == lines

@@ -199,19 +199,19 @@ def test_the_cases_hold_what_they_should():
 
 
 def ties_ascending(monkeypatch, case):
-    real = search._tie_ranks
-    monkeypatch.setattr(search, "_tie_ranks", lambda ids: -real(ids))
+    real = search.tie_ranks
+    monkeypatch.setattr(search, "tie_ranks", lambda ids: -real(ids))
 
 
 def ties_by_position(monkeypatch, case):
-    monkeypatch.setattr(search, "_tie_ranks", lambda ids: np.arange(len(ids)))
+    monkeypatch.setattr(search, "tie_ranks", lambda ids: np.arange(len(ids)))
 
 
 def ties_by_number_instead_of_string(monkeypatch, case):
     def ranks(ids):
         return -np.array([int(name[1:]) for name in ids])
 
-    monkeypatch.setattr(search, "_tie_ranks", ranks)
+    monkeypatch.setattr(search, "tie_ranks", ranks)
 
 
 def scores_in_float64(monkeypatch, case):
