@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 __all__ = ["LossInputs", "Needs", "Shard", "StepLoss"]
 
-Needs = Literal["labels", "pairs", "scores"]
-"""What data a loss fits: labels (pairs will do: their groups are labels), pairs, scored pairs."""
+Needs = Literal["labels", "pairs", "scores", "distillation"]
+"""What data a loss fits: labels (pairs will do: their groups are labels), pairs, scored pairs, or
+documents and negatives with the scores of a teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +24,11 @@ class LossInputs:
         labels: class or group of each labelled item, `(M,)`.
         label_items: which embedding each of them is, `(M,)`.
         columns: which embeddings each row consists of, `(B, C)`; for pairs C = 2, for triplets
-            (query, document, negative) C = 3.
+            (query, document, and n negatives) C = 2 + n.
         text_ids: equal numbers are equal texts, `(B, C)`.
-        scores: the score of each row, `(B,)` float64; `(0,)` where there are none.
+        scores: the score of each row, `(B,)` float64; to distil from, a teacher's score of the
+            document and of each negative, `(B, 1 + n)`, of which only differences within a row
+            matter; `(0,)` where there are none.
     """
 
     labels: Tensor
@@ -50,6 +53,9 @@ class Shard:
 class StepLoss(nn.Module, ABC):
     """Base of the losses that the training step takes.
 
+    A class says what holds for all its objects; where that hangs on the options (a loss made of
+    other losses), each object says it.
+
     Attributes:
         needs: what data it fits.
         sharded: False: `forward` gives the whole loss, the same on every rank. True: it gives the
@@ -60,9 +66,9 @@ class StepLoss(nn.Module, ABC):
     """
 
     max_items: int | None = None
-    needs: ClassVar[Needs]
-    sharded: ClassVar[bool]
-    takes_triplets: ClassVar[bool] = False
+    needs: Needs
+    sharded: bool
+    takes_triplets: bool = False
 
     @abstractmethod
     def forward(self, embeddings: Tensor, inputs: LossInputs, shard: Shard) -> Tensor:
@@ -72,7 +78,7 @@ class StepLoss(nn.Module, ABC):
         """Refuse scores that the loss cannot learn from, before anything starts.
 
         Args:
-            low: the lowest score of the data.
+            low: the lowest score of the data, in whatever column.
             high: the highest.
             source: the data, for messages.
         """

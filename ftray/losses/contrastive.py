@@ -7,14 +7,13 @@ Radford et al. 2021 (symmetric, learned temperature: CLIP).
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ftray.errors import ConfigError
-from ftray.losses.base import LossInputs, Shard, StepLoss
+from ftray.losses.base import LossInputs, Needs, Shard, StepLoss
 
 __all__ = ["CLIPLoss", "InfoNCE", "MultipleNegativesRankingLoss", "pairs_that_share_text"]
 
@@ -25,7 +24,7 @@ def pairs_that_share_text(text_ids: Tensor, rows: slice) -> Tensor:
     """Which pairs may not be each other's negatives.
 
     Args:
-        text_ids: `(B, 2)`, equal numbers are equal texts; negatives of triplets, a third column,
+        text_ids: `(B, 2)`, equal numbers are equal texts; negatives of triplets, further columns,
             make no difference.
         rows: the rows to compute.
 
@@ -45,17 +44,18 @@ def _known_positives(text_ids: Tensor, shared: Tensor) -> Tensor:
     """Which negatives of the step's triplets may not be used against which queries.
 
     Args:
-        text_ids: `(B, 3)`, equal numbers are equal texts.
+        text_ids: `(B, 2 + n)`, equal numbers are equal texts.
         shared: `(rows, B)`, the pairs that share a text with the pair of each row, and itself.
 
     Returns:
-        Bool `(rows, B)`: the negative is a text of one of these pairs.
+        Bool `(rows, n·B)`, the first negatives of all rows before the second ones: the negative is
+        a text of one of these pairs.
     """
     numbers = torch.unique(text_ids, return_inverse=True)[1]
     texts = torch.zeros(len(shared), int(numbers.max()) + 1, device=shared.device)
     for column in (0, 1):
         texts.index_add_(1, numbers[:, column], shared.to(texts.dtype))
-    return texts[:, numbers[:, 2]] > 0
+    return texts[:, numbers[:, 2:].T.reshape(-1)] > 0
 
 
 class InfoNCE(StepLoss):
@@ -63,9 +63,9 @@ class InfoNCE(StepLoss):
 
     For pair i the positive is its own document and the negatives are the documents of all pairs
     of the *global* batch that share no text with pair i. A rank computes the rows
-    `B·rank/W … B·(rank+1)/W` of the `(B, B)` logits, so its cost is O(B·B/W). Of triplets, the
-    negatives of all rows are further candidates, `(B, 2B)` logits, but for those that equal a text
-    of pair i or of a pair that shares a text with it.
+    `B·rank/W … B·(rank+1)/W` of the `(B, B)` logits, so its cost is O(B·B/W). Of triplets with n
+    negatives each, the negatives of all rows are further candidates, `(B, B + n·B)` logits, but for
+    those that equal a text of pair i or of a pair that shares a text with it.
 
     Args:
         temperature: the logits are cosine / temperature.
@@ -77,9 +77,9 @@ class InfoNCE(StepLoss):
         ConfigError: for a temperature that is not positive.
     """
 
-    needs: ClassVar[Literal["labels", "pairs"]] = "pairs"
-    sharded: ClassVar[bool] = True
-    takes_triplets: ClassVar[bool] = True
+    needs: Needs = "pairs"
+    sharded = True
+    takes_triplets = True
 
     def __init__(
         self,
@@ -109,8 +109,8 @@ class InfoNCE(StepLoss):
         excluded[torch.arange(len(positives), device=unit.device), positives] = False
         scale = self.log_scale.exp().to(unit.dtype)
         candidates, unfit = documents, excluded
-        if inputs.columns.shape[1] == 3:
-            candidates = torch.cat([documents, unit[inputs.columns[:, 2]]])
+        if inputs.columns.shape[1] > 2:
+            candidates = torch.cat([documents, unit[inputs.columns[:, 2:].T.reshape(-1)]])
             unfit = torch.cat([excluded, _known_positives(inputs.text_ids, shared)], dim=1)
         total = self._part(queries[rows], candidates, scale, unfit, positives)
         if self.symmetric:

@@ -7,13 +7,13 @@ its place in the memory is part of a checkpoint, and a validation loss leaves th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ftray.errors import ConfigError, nearest
-from ftray.losses.base import LossInputs, Shard, StepLoss, no_loss
+from ftray.losses.base import LossInputs, Needs, Shard, StepLoss, no_loss
 from ftray.losses.metric import NEEDS_POSITIVES, library_loss, scalar_loss
 
 __all__ = ["MemoryLoss"]
@@ -38,8 +38,8 @@ class MemoryLoss(StepLoss):
         ConfigError: for a loss that takes no references, or wrong options.
     """
 
-    needs: ClassVar[Literal["labels", "pairs"]] = "labels"
-    sharded: ClassVar[bool] = False
+    needs: Needs = "labels"
+    sharded = False
 
     def __init__(
         self,

@@ -7,19 +7,21 @@ multiplies the printed loss and the gradients of proxies by the number of worker
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ftray.errors import ConfigError, nearest
-from ftray.losses.base import LossInputs, Shard, StepLoss, no_loss
+from ftray.losses.base import LossInputs, Needs, Shard, StepLoss, no_loss
+from ftray.losses.hints import miner_hint
 
 __all__ = ["CLASSIFICATION_LOSSES", "METRIC_LOSSES", "MINERS", "REFUSED_LOSSES"]
 __all__ += ["MetricLoss", "build_miner", "check_miner", "learns_classes"]
-__all__ += ["TRIPLET_LOSS", "library_loss", "scalar_loss"]
+__all__ += ["NEEDS_POSITIVES", "TRIPLET_LOSS", "given_triplets", "library_loss", "scalar_loss"]
 
 CLASSIFICATION_LOSSES = frozenset(
     {
@@ -61,7 +63,8 @@ METRIC_LOSSES = CLASSIFICATION_LOSSES | {
 }
 
 TRIPLET_LOSS = "TripletMarginLoss"
-"""Of triplets it takes exactly those; of other data all, or those that a miner picks."""
+"""Of triplets it takes exactly those, one for each negative; of other data all, or those that a
+miner picks."""
 
 NEEDS_POSITIVES = frozenset({"NCALoss"})
 """Losses that are 0/0 in a step in which no class has two rows."""
@@ -85,7 +88,8 @@ MINERS = frozenset(
 
 REFUSED_MINERS = {
     "EmbeddingsAlreadyPackagedAsTriplets": (
-        "it looks at the order of rows, and the rows of a step are in the order of the plan"
+        "it looks at the order of rows, and the rows of a step are in the order of the plan. Data "
+        "with triplets (query,document,negative) needs no miner"
     ),
 }
 
@@ -100,15 +104,20 @@ REFUSED_LOSSES = {
         "a row in the step"
     ),
     "ManifoldLoss": "it takes no labels, and draws classes at random",
-    "MultipleLosses": "it takes other losses, not options",
     "SmoothAPLoss": (
         "it takes only steps with equally many rows of each class, and as pytorch-metric-learning "
         "computes it, it is right only where that is also the number of classes; FastAPLoss and "
         "PNPLoss are like it"
     ),
-    "SelfSupervisedLoss": "it needs two views of each row, not labels",
-    "VICRegLoss": "it needs two views of each row, not labels",
 }
+
+PARTS = {
+    "distance": "distances",
+    "reducer": "reducers",
+    "embedding_regularizer": "regularizers",
+    "weight_regularizer": "regularizers",
+}
+"""Options that are objects of the library, and the module that has their classes."""
 
 
 class MetricLoss(StepLoss):
@@ -116,8 +125,9 @@ class MetricLoss(StepLoss):
 
     Args:
         name: its class.
-        options: its arguments; `distance` and `reducer` may be class names of that library.
-            `num_classes` and `embedding_size` are filled in.
+        options: its arguments; `distance`, `reducer` and regularizers are class names of that
+            library, or `{name: …}` with the arguments of that class. `num_classes` and
+            `embedding_size` are filled in.
         embedding_dim: width D of the embeddings.
         n_groups: number of classes (or of groups of pairs).
         miner: picks the pairs or triplets, from those of the whole step; None = all of them.
@@ -127,8 +137,8 @@ class MetricLoss(StepLoss):
             for a loss that takes none.
     """
 
-    needs: ClassVar[Literal["labels", "pairs"]] = "labels"
-    sharded: ClassVar[bool] = False
+    needs: Needs = "labels"
+    sharded = False
 
     def __init__(
         self,
@@ -139,7 +149,7 @@ class MetricLoss(StepLoss):
         miner: torch.nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self._name = name
+        self.takes_triplets = name == TRIPLET_LOSS and miner is None
         if miner is not None and name in NO_MINER:
             raise ConfigError(f"loss = '{name}' takes no pairs from a miner: leave miner out")
         self._needs_positives = name in NEEDS_POSITIVES
@@ -148,14 +158,20 @@ class MetricLoss(StepLoss):
 
     def forward(self, embeddings: Tensor, inputs: LossInputs, shard: Shard) -> Tensor:
         """The whole loss of the step, the same on every rank."""
-        if inputs.columns.shape[1] == 3 and self._name == TRIPLET_LOSS:
-            given = tuple(inputs.columns.unbind(dim=1))
+        if inputs.columns.shape[1] > 2 and self.takes_triplets:
+            given = given_triplets(inputs.columns)
             return scalar_loss(self.inner(embeddings, indices_tuple=given), embeddings)
         if self._needs_positives and inputs.labels.bincount().max() < 2:
             return no_loss(embeddings)
         picked = embeddings[inputs.label_items]
         pairs = None if self.miner is None else self.miner(picked, inputs.labels)
         return scalar_loss(self.inner(picked, inputs.labels, pairs), embeddings)
+
+
+def given_triplets(columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, document and negative of each triplet, `(n·B,)` each, of rows `(B, 2 + n)`."""
+    n = columns.shape[1] - 2
+    return columns[:, 0].repeat(n), columns[:, 1].repeat(n), columns[:, 2:].T.reshape(-1)
 
 
 def library_loss(
@@ -209,11 +225,11 @@ def check_miner(name: str) -> None:
     if name in REFUSED_MINERS:
         raise ConfigError(f"miner = '{name}' cannot be used here: {REFUSED_MINERS[name]}.")
     if name not in MINERS:
-        raise ConfigError(f"There is no miner '{name}'.{nearest(name, MINERS)}")
+        raise ConfigError(f"There is no miner '{name}'.{miner_hint(name, MINERS)}")
 
 
 def build_miner(name: str, options: Mapping[str, Any]) -> torch.nn.Module:
-    """A miner of pytorch-metric-learning; `distance` may be a class name of that library.
+    """A miner of pytorch-metric-learning; `distance` is given as for losses.
 
     Raises:
         ConfigError: for an unknown name or option, or a value that the miner refuses.
@@ -237,8 +253,8 @@ def _made(
         if option in filled_in:
             raise ConfigError(f"{where}.{option}: ftray has it from data and model; leave it away")
     given = {name: value for name, value in filled_in.items() if name in known} | dict(options)
-    for part in ("distance", "reducer"):
-        if isinstance(given.get(part), str):
+    for part in PARTS:
+        if given.get(part) is not None:
             given[part] = _part(where, part, given[part])
     try:
         return cls(**given)
@@ -269,11 +285,17 @@ def _filled_in(
     return values
 
 
-def _part(where: str, part: str, name: str) -> Any:
-    from pytorch_metric_learning import distances, reducers
-
-    module = distances if part == "distance" else reducers
-    known = {n for n, value in vars(module).items() if inspect.isclass(value)}
+def _part(where: str, part: str, given: Any) -> torch.nn.Module:
+    """A distance, reducer or regularizer from its name, or its name and arguments."""
+    module = importlib.import_module(f"pytorch_metric_learning.{PARTS[part]}")
+    known: dict[str, Any] = {n: cls for n, cls in vars(module).items() if inspect.isclass(cls)}
+    options = {"name": given} if isinstance(given, str) else given
+    if not isinstance(options, Mapping) or not isinstance(options.get("name"), str):
+        raise ConfigError(
+            f"{where}.{part} = {given!r}: the name of a class, or {{name: …}} with its arguments"
+        )
+    name = options["name"]
     if name not in known:
         raise ConfigError(f"{where}.{part} = '{name}' is unknown.{nearest(name, known)}")
-    return getattr(module, name)()
+    arguments = {key: value for key, value in options.items() if key != "name"}
+    return _made(f"{where}.{part}", known[name], arguments, {})

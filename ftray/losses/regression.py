@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
 
 from torch import Tensor
 from torch.nn import functional
@@ -32,8 +31,8 @@ class CosineSimilarityLoss(StepLoss):
         ConfigError: for a range that is not two numbers, the smaller one first.
     """
 
-    needs: ClassVar[Needs] = "scores"
-    sharded: ClassVar[bool] = True
+    needs: Needs = "scores"
+    sharded = True
 
     def __init__(self, score_range: Sequence[float] | None = None) -> None:
         super().__init__()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +37,8 @@ class SigLIPLoss(StepLoss):
         ConfigError: for a temperature that is not positive.
     """
 
-    needs: ClassVar[Needs] = "pairs"
-    sharded: ClassVar[bool] = True
+    needs: Needs = "pairs"
+    sharded = True
 
     def __init__(
         self, temperature: float = 0.1, bias: float = -10.0, learnable: bool = True

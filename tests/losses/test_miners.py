@@ -11,7 +11,7 @@ import torch
 from ftray.errors import ConfigError
 from ftray.losses.base import LossInputs, Shard
 from ftray.losses.metric import METRIC_LOSSES, MINERS, NO_MINER, REFUSED_MINERS
-from ftray.losses.registry import OWN_LOSSES, build_loss
+from ftray.losses.registry import ADAPTED_LOSSES, OWN_LOSSES, build_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")  # HistogramLoss
 
@@ -63,7 +63,7 @@ def test_a_loss_on_labels_takes_a_miner(loss: str) -> None:
     assert mined != value(built(loss, None)), "what the miner picked is ignored"
 
 
-@pytest.mark.parametrize("loss", [*sorted(NO_MINER), *OWN_LOSSES])
+@pytest.mark.parametrize("loss", [*sorted(NO_MINER), *OWN_LOSSES, *ADAPTED_LOSSES])
 def test_a_loss_that_would_ignore_a_miner_refuses_it(loss: str) -> None:
     message = refused(loss, "BatchHardMiner")
     assert message.startswith(f"loss = '{loss}' takes no ")
@@ -78,6 +78,9 @@ def test_options_reach_the_miner() -> None:
     ("miner", "options", "message"),
     [
         ("HardMiner", {}, "There is no miner 'HardMiner'. Did you mean"),
+        ("Angular", {}, "There is no miner 'Angular'. Did you mean 'AngularMiner'?"),
+        ("MaximumLossMiner", {}, "There is no miner 'MaximumLossMiner'. The installed pytorch-me"),
+        ("TripletEasyHardMiner", {}, "There is no miner 'TripletEasyHardMiner'. Did you mean 'Ba"),
         ("TripletMarginMiner", {"margins": 1}, "miner_options.margins: TripletMarginMiner has no"),
         ("TripletMarginMiner", {"distance": "Lp"}, "miner_options.distance = 'Lp' is unknown"),
         ("AngularMiner", {"distance": "DotProductSimilarity"}, "miner_options do not fit Angular"),

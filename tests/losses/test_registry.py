@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 import pytest
@@ -11,8 +12,17 @@ from torch import Tensor
 
 from ftray.errors import ConfigError
 from ftray.losses.base import LossInputs, Shard, StepLoss
-from ftray.losses.metric import CLASSIFICATION_LOSSES, METRIC_LOSSES, REFUSED_LOSSES
-from ftray.losses.registry import LOSS_NAMES, MEMORY_LOSS, build_loss, loss_needs
+from ftray.losses.hints import LOSS_HINTS
+from ftray.losses.metric import CLASSIFICATION_LOSSES, METRIC_LOSSES, MINERS, REFUSED_LOSSES
+from ftray.losses.nested import WRAPPERS
+from ftray.losses.registry import (
+    ADAPTED_LOSSES,
+    LOSS_NAMES,
+    MEMORY_LOSS,
+    OWN_LOSSES,
+    build_loss,
+    loss_needs,
+)
 
 torch.set_num_threads(1)
 
@@ -120,21 +130,50 @@ def test_every_loss_of_the_library_is_offered_or_refused() -> None:
         for name, cls in vars(losses).items()
         if inspect.isclass(cls) and issubclass(cls, torch.nn.Module) and not name.startswith("Base")
     }
-    assert theirs <= METRIC_LOSSES | set(REFUSED_LOSSES) | {MEMORY_LOSS}
-    assert not METRIC_LOSSES & set(REFUSED_LOSSES)
+    assert theirs == theirs & set(LOSS_NAMES) | set(REFUSED_LOSSES)
+    assert not set(LOSS_NAMES) & set(REFUSED_LOSSES)
 
 
 def test_offered_names_are_the_librarys_and_our_own() -> None:
-    own = {"InfoNCE", "MultipleNegativesRankingLoss", "CLIPLoss", "CosineSimilarityLoss"}
-    own |= {"SigLIPLoss"}
-    assert set(LOSS_NAMES) == METRIC_LOSSES | own | {MEMORY_LOSS}
-    needs = {name: loss_needs(name) for name in LOSS_NAMES if loss_needs(name) != "labels"}
-    assert needs == {name: "pairs" for name in own} | {"CosineSimilarityLoss": "scores"}
+    own = [METRIC_LOSSES, OWN_LOSSES, ADAPTED_LOSSES, WRAPPERS, {MEMORY_LOSS}]
+    assert sorted(LOSS_NAMES) == sorted(name for names in own for name in names), "each once"
+    needs = {name: loss_needs(name) for name in set(LOSS_NAMES) - set(WRAPPERS)}
+    assert {name for name, data in needs.items() if data == "pairs"} == {
+        *("CLIPLoss", "InfoNCE", "MultipleNegativesRankingLoss", "SelfSupervisedLoss"),
+        *("SigLIPLoss", "VICRegLoss"),
+    }
+    assert {name for name, data in needs.items() if data == "scores"} == {
+        *("AnglELoss", "CoSENTLoss", "CosineSimilarityLoss"),
+    }
+    assert {name for name, data in needs.items() if data == "distillation"} == {
+        *("DistillKLDivLoss", "MarginMSELoss"),
+    }
 
 
 def test_unknown_loss_gets_the_nearest_name() -> None:
-    assert refused("TripletLoss").startswith("There is no loss 'TripletLoss'. Did you mean")
     assert "Did you mean 'InfoNCE'?" in refused("infonce")
+    assert "Did you mean 'SupConLoss'" in refused("SupConLos")
+
+
+def test_names_of_other_libraries_get_what_is_like_them_here() -> None:
+    from sentence_transformers.sentence_transformer import losses
+
+    theirs = {name for name in losses.__all__ if name.endswith("Loss")} - set(LOSS_NAMES)
+    finetuner = {"CosFace", "NTXLoss", "CentroidTriplet", "NPairs", "SiameseLoss", "TripletLoss"}
+    for name in theirs | finetuner | {"MNRL", "KLDivergenceLoss", *LOSS_HINTS}:
+        message = refused(name)
+        assert message.startswith(f"There is no loss '{name}'. "), name
+        assert "Valid:" not in message, f"{name} gets no more than a list"
+        if name not in LOSS_HINTS:
+            assert f"Did you mean '{name}Loss'?" in message
+    assert not set(LOSS_HINTS) & set(LOSS_NAMES)
+
+
+def test_what_a_hint_says_exists() -> None:
+    said = " ".join(LOSS_HINTS.values())
+    names = set(re.findall(r"\b[A-Z]\w+(?:Loss|Miner|Regularizer)\b", said))
+    assert names & set(LOSS_NAMES) and names & MINERS
+    assert names <= {*LOSS_NAMES, *MINERS, "LpRegularizer"}
 
 
 @pytest.mark.parametrize(
@@ -152,6 +191,11 @@ def test_unknown_option_gets_the_nearest_name(name: str, option: str, nearest: s
     assert f"Did you mean '{nearest}'" in message
 
 
+def test_scale_of_sentence_transformers_is_a_temperature() -> None:
+    message = refused("MultipleNegativesRankingLoss", scale=20)
+    assert message.endswith("has no such option. Give temperature, which is 1 / scale.")
+
+
 def test_missing_or_impossible_option_is_an_error_of_the_configuration() -> None:
     assert refused("RankedListLoss").startswith("loss_options do not fit RankedListLoss: ")
     assert refused("PNPLoss", variant="Z").startswith("loss_options do not fit PNPLoss: variant=Z")
@@ -167,6 +211,24 @@ def test_distance_and_reducer_go_by_name() -> None:
     message = refused("ContrastiveLoss", distance="CosineSimilarty")
     assert message == (
         "loss_options.distance = 'CosineSimilarty' is unknown. Did you mean 'CosineSimilarity'?"
+    )
+
+
+def test_distances_reducers_and_regularizers_take_arguments() -> None:
+    squared = {"name": "LpDistance", "power": 2}
+    loss = built("ContrastiveLoss", distance=squared, embedding_regularizer="LpRegularizer")
+    inner: Any = loss.inner
+    assert inner.distance.power == 2
+    assert type(inner.embedding_regularizer).__name__ == "LpRegularizer"
+    plain = built("ContrastiveLoss", distance=squared)
+    items = embeddings().requires_grad_()
+    assert value(loss, items, labels()) > value(plain, items, labels())
+    message = refused("ContrastiveLoss", distance={"name": "LpDistance", "pwr": 2})
+    assert message == (
+        "loss_options.distance.pwr: LpDistance has no such option. Did you mean 'power'?"
+    )
+    assert "loss_options.reducer = {'low': 0.1}: the name of a class" in refused(
+        "ContrastiveLoss", reducer={"low": 0.1}
     )
 
 

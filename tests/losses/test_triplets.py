@@ -12,12 +12,15 @@ from torch import Tensor, nn
 
 from ftray.losses.base import LossInputs, Shard, StepLoss
 from ftray.losses.contrastive import CLIPLoss, InfoNCE, MultipleNegativesRankingLoss
+from ftray.losses.nested import WRAPPERS
 from ftray.losses.registry import LOSS_NAMES, build_loss, takes_triplets
 
 torch.set_num_threads(1)
 
 WHOLE = Shard()
 DISTINCT = [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+SEVERAL = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
+MIXED_SEVERAL = [[0, 1, 2, 5], [0, 3, 1, 4], [5, 6, 0, 3], [7, 1, 6, 6], [8, 9, 8, 2]]
 MIXED = [[0, 1, 2], [0, 1, 3], [0, 4, 1], [5, 6, 0], [7, 1, 6], [8, 9, 8], [10, 11, 4]]
 
 
@@ -45,19 +48,20 @@ def formula(embeddings: Tensor, inputs: LossInputs, temperature: float) -> Tenso
     of such a pair or of its own.
     """
     unit = embeddings / embeddings.norm(dim=1, keepdim=True)
-    q, d, n = (unit[inputs.columns[:, column]] for column in range(3))
+    q, d, *negatives = (unit[column] for column in inputs.columns.T)
     rows = inputs.text_ids.tolist()
     losses = []
-    for i, (query, document, _) in enumerate(rows):
+    for i, (query, document, *_) in enumerate(rows):
         related = [j for j, row in enumerate(rows) if {query, document} & set(row[:2])]
         known = {text for j in related for text in rows[j][:2]}
         logits = [q[i] @ d[j] for j in range(len(rows)) if j == i or j not in related]
-        logits += [q[i] @ n[j] for j, row in enumerate(rows) if row[2] not in known]
+        for k, n in enumerate(negatives, 2):
+            logits += [q[i] @ n[j] for j, row in enumerate(rows) if row[k] not in known]
         losses.append(torch.stack(logits).div(temperature).logsumexp(0) - q[i] @ d[i] / temperature)
     return torch.stack(losses).mean()
 
 
-@pytest.mark.parametrize("text_ids", [DISTINCT, MIXED])
+@pytest.mark.parametrize("text_ids", [DISTINCT, MIXED, SEVERAL, MIXED_SEVERAL])
 def test_negatives_are_candidates_of_every_query_they_are_no_positives_of(
     text_ids: list[list[int]],
 ) -> None:
@@ -77,14 +81,17 @@ class Fixed(nn.Module):
         return {"sentence_embedding": features["embeddings"]}
 
 
-def test_batches_without_duplicates_are_those_of_sentence_transformers() -> None:
+@pytest.mark.parametrize("text_ids", [DISTINCT, SEVERAL])
+def test_batches_without_duplicates_are_those_of_sentence_transformers(
+    text_ids: list[list[int]],
+) -> None:
     from sentence_transformers.sentence_transformer.losses import (
         MultipleNegativesRankingLoss as Theirs,
     )
 
-    embeddings, inputs = batch(DISTINCT)
+    embeddings, inputs = batch(text_ids)
     ours = MultipleNegativesRankingLoss()(embeddings, inputs, WHOLE)
-    columns = [{"embeddings": embeddings[inputs.columns[:, i]]} for i in range(3)]
+    columns = [{"embeddings": embeddings[column]} for column in inputs.columns.T]
     theirs = Theirs(Fixed())(columns, torch.zeros(4))  # type: ignore[arg-type]
     assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-6)
     gradients = [torch.autograd.grad(loss, embeddings)[0] for loss in (ours, theirs)]
@@ -106,7 +113,11 @@ def test_the_symmetric_half_ranks_the_queries_alone(loss: InfoNCE) -> None:
     torch.testing.assert_close(loss(embeddings, inputs, WHOLE), expected, rtol=1e-6, atol=0)
 
 
-triplets = st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), min_size=1, max_size=9)
+triplets = st.integers(3, 5).flatmap(
+    lambda width: st.lists(
+        st.lists(st.integers(0, 9), min_size=width, max_size=width), min_size=1, max_size=9
+    )
+)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -132,17 +143,19 @@ def triplet_loss(**options: Any) -> StepLoss:
     return build_loss("TripletMarginLoss", options, embedding_dim=8, n_groups=3, seed=0).double()
 
 
-def test_triplet_margin_takes_the_given_triplets_and_no_others() -> None:
-    embeddings, inputs = batch(MIXED)
+@pytest.mark.parametrize("text_ids", [MIXED, MIXED_SEVERAL])
+def test_triplet_margin_takes_the_given_triplets_and_no_others(text_ids: list[list[int]]) -> None:
+    embeddings, inputs = batch(text_ids)
     loss = triplet_loss(margin=0.3, reducer="MeanReducer")(embeddings, inputs, WHOLE)
     unit = embeddings / embeddings.norm(dim=1, keepdim=True)
-    a, p, n = (unit[inputs.columns[:, column]] for column in range(3))
-    expected = ((a - p).norm(dim=1) - (a - n).norm(dim=1) + 0.3).relu().mean()
+    a, p, *negatives = (unit[column] for column in inputs.columns.T)
+    triplets = [(a - p).norm(dim=1) - (a - n).norm(dim=1) + 0.3 for n in negatives]
+    expected = torch.stack(triplets).relu().mean()
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-8)
 
 
 def test_which_losses_take_triplets() -> None:
-    names = {name for name in LOSS_NAMES if takes_triplets(name)}
+    names = {name for name in set(LOSS_NAMES) - set(WRAPPERS) if takes_triplets(name)}
     assert names == {
         *("CLIPLoss", "InfoNCE", "MultipleNegativesRankingLoss", "TripletMarginLoss"),
     }

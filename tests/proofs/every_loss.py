@@ -54,21 +54,37 @@ TRIPLETS = [
     [(18, 2, 19), (20, 20, 3)],
 ]
 """The steps of triplets."""
+NEGATIVES = [
+    # as above, with two negatives each: the same one twice, or in another row's other place
+    [(0, 1, 2, 3), (4, 5, 1, 2), (6, 7, 4, 4), (0, 8, 1, 6), (9, 10, 9, 2)],
+    [(11, 12, 13, 14), (14, 15, 13, 2), (16, 12, 17, 18)],
+    [(18, 19, 20, 0)],
+    [(18, 2, 19, 20), (20, 20, 3, 20)],
+]
+"""The steps of triplets with several negatives, and of those to distil from."""
+CELLS = {
+    "pairs": PAIRS,
+    "scored": PAIRS,
+    "triplets": TRIPLETS,
+    "negatives": NEGATIVES,
+    "distillation": NEGATIVES,
+}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A loss with its options, and a miner or none."""
+    """A loss with its options, and a miner or none; `title` is a short name for its options."""
 
     loss: str
     options: tuple[tuple[str, Any], ...] = ()
     miner: str | None = None
     miner_options: tuple[tuple[str, Any], ...] = ()
     data: str = "labelled"
+    title: str = ""
 
     @property
     def name(self) -> str:
-        options = ", ".join(f"{key}={value}" for key, value in self.options)
+        options = self.title or ", ".join(f"{key}={value}" for key, value in self.options)
         mined = ", ".join(f"{key}={value}" for key, value in self.miner_options)
         miner = f" + {self.miner}({mined})" if self.miner else ""
         on = "" if self.data == "labelled" else f" on {self.data}"
@@ -86,7 +102,19 @@ class Entry:
         ).double()
 
 
-MEMORY = "CrossBatchMemory"
+MEMORY, SHORTENED = "CrossBatchMemory", "MatryoshkaLoss"
+REMEMBERED = {"loss": MEMORY, "loss_options": {"loss": "SupConLoss", "memory_size": 14}}
+DRAWN = {"loss": "TripletMarginLoss", "loss_options": {"triplets_per_anchor": 2}}
+IN_FULL = [{"loss": "ArcFaceLoss"}, {**DRAWN, "weight": 0.3}]
+BY_ROWS = [{"loss": "MarginMSELoss", "weight": 0.1}, {"loss": "InfoNCE"}]
+MIXED = [
+    {"loss": "ContrastiveLoss", "miner": "UniformHistogramMiner"},
+    {"loss": "CLIPLoss", "weight": 2},
+    {"loss": "ArcFaceLoss"},
+    REMEMBERED,
+    DRAWN,
+]
+DIMS = (("dims", [8, 32, 5]), ("weights", [0.5, 1, 2]))
 ENTRIES = [
     # every loss of pytorch-metric-learning on (embeddings, labels) that is not refused
     Entry("AngularLoss"),
@@ -157,6 +185,38 @@ ENTRIES = [
     Entry("CLIPLoss", data="triplets"),
     Entry("TripletMarginLoss", data="triplets"),
     Entry("TripletMarginLoss", (("margin", 0.5), ("reducer", "MeanReducer")), data="triplets"),
+    # several negatives for each query
+    Entry("CLIPLoss", data="negatives"),
+    Entry("TripletMarginLoss", data="negatives"),
+    # a teacher's scores
+    Entry("MarginMSELoss", data="distillation"),
+    Entry(
+        "DistillKLDivLoss", (("similarity", "cosine"), ("temperature", 0.5)), data="distillation"
+    ),
+    # the order of scores
+    Entry("AnglELoss", data="scored"),
+    Entry("CoSENTLoss", data="scored"),
+    # around losses of pytorch-metric-learning
+    Entry("CentroidTripletLoss"),
+    Entry("SelfSupervisedLoss", (("loss", "NTXentLoss"),), data="pairs"),
+    Entry(
+        "SelfSupervisedLoss", (("loss", "TripletMarginLoss"), ("symmetric", False)), data="pairs"
+    ),
+    Entry("VICRegLoss", data="pairs"),
+    # shortened embeddings: by rows and in full, with something learned, a miner and a memory
+    Entry(SHORTENED, (("loss", "CLIPLoss"), *DIMS), data="negatives"),
+    Entry(SHORTENED, (("loss", "ArcFaceLoss"), *DIMS)),
+    Entry(SHORTENED, (("loss", "TripletMarginLoss"), *DIMS), "DistanceWeightedMiner"),
+    # several losses: all in full, all by rows, and both, also shortened
+    Entry("MultipleLosses", (("losses", IN_FULL),), title="in full"),
+    Entry("MultipleLosses", (("losses", BY_ROWS),), data="distillation", title="by rows"),
+    Entry("MultipleLosses", (("losses", MIXED),), data="pairs", title="mixed"),
+    Entry(
+        SHORTENED,
+        (("loss", "MultipleLosses"), ("loss_options", {"losses": MIXED}), *DIMS),
+        data="pairs",
+        title="mixed",
+    ),
 ]
 
 
@@ -188,13 +248,17 @@ def data_of(entry: Entry) -> tuple[TrainSet, list[np.ndarray]]:
         rows += again
     else:
         texts = sentences(21, 4)
-        names = ("query", "document", "negative")
-        for cells in TRIPLETS if entry.data == "triplets" else PAIRS:
+        names = ("query", "document", "negative", "negative_2")
+        for cells in CELLS[entry.data]:
             steps.append(np.arange(len(rows), len(rows) + len(cells)))
             rows += [dict(zip(names, (texts[i] for i in row), strict=False)) for row in cells]
     if entry.data == "scored":
         scores = np.random.default_rng(0).uniform(-1, 1, len(rows))
         rows = [{**row, "score": float(score)} for row, score in zip(rows, scores, strict=True)]
+    if entry.data == "distillation":
+        draw = np.random.default_rng(0)
+        names = ("score", "score_2", "score_3")
+        rows = [{**row, **dict(zip(names, draw.normal(size=3), strict=True))} for row in rows]
     return train_set(read_records(rows)), steps
 
 
@@ -242,7 +306,7 @@ def train(encoder: TextEncoder, entry: Entry, size: int | None, collectives: Any
         forwards += len(own.micro_batches)
         vectors[f"encoder gradient {number}"] = gradient(encoder)
         vectors[f"loss gradient {number}"] = gradient(loss)
-        precision.step(optimizer, config.max_grad_norm)
+        precision.step([optimizer], config.max_grad_norm)
         loss.after_step()
     encoder.eval()
     loss.eval()

@@ -109,9 +109,11 @@ def test_the_first_step_is_plain_autograd(alone: Any, model: str, entry: Entry) 
     embeddings = encoder(encoder.collate(rows.texts, "padded"))
     inputs = loss_inputs(rows, torch.device("cpu"))
     with seeded(SEED, 0, 0, LOSS_STREAM):
-        if entry.data == "triplets" and entry.loss in METRIC_LOSSES:
-            given = tuple(inputs.columns.T)
-            value = loss.inner(embeddings, indices_tuple=given)
+        if entry.data in ("triplets", "negatives") and entry.loss in METRIC_LOSSES:
+            queries, documents, *negatives = inputs.columns.T
+            given = [(queries, documents, column) for column in negatives]
+            triplets = tuple(map(torch.cat, zip(*given, strict=True)))
+            value = loss.inner(embeddings, indices_tuple=triplets)
         elif entry.loss in METRIC_LOSSES:
             picked = embeddings[inputs.label_items]
             mined = loss.miner(picked, inputs.labels) if entry.miner else None
