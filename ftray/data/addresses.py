@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from ftray.data.cleaning import quoted
 from ftray.data.columns import Layout
 from ftray.data.pictures import IMAGE_SUFFIXES, POINT_SUFFIXES, modality_of_address
-from ftray.data.values import PLAIN_ROLES, TEXTS
+from ftray.data.values import TEXTS, is_plain_role
 from ftray.errors import DataError
 from ftray.media import MARK, Modality, modalities_of
 
@@ -66,7 +66,7 @@ def all_addresses(cells: Sequence[str]) -> bool:
 
 def unread_addresses(table: pa.Table, names: Mapping[str, str]) -> list[str]:
     """What to say of columns of texts that all look like addresses; `names` are the columns'."""
-    columns = [role for role in table.column_names if role not in PLAIN_ROLES]
+    columns = [role for role in table.column_names if not is_plain_role(role)]
     looks = {role: pc.all(looks_like_address(table[role].slice(0, SAMPLE))) for role in columns}
     return [
         f"column '{names.get(role, role)}' looks like addresses of images or points, but the model "
@@ -122,7 +122,7 @@ def things_in(
         DataError: for a column of several modalities, with the row; for things that the model does
             not take; for labels and items that are exchanged.
     """
-    roles = [role for role in table.column_names if role not in PLAIN_ROLES]
+    roles = [role for role in table.column_names if not is_plain_role(role)]
     things: Things = {}
     for role in roles:
         only_things = modalities is not None and "text" not in modalities

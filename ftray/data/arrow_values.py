@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ftray.data.values import PLAIN_ROLES, Values, plain
+from ftray.data.columns import role_of
+from ftray.data.values import SCORE_ROLES, Values, is_plain_role, plain
 from ftray.errors import DataError
 from ftray.media import MARK
 
@@ -40,13 +41,14 @@ def cells_of(
         return f"{source}, row {row + 1}, '{name}'"
 
     kind = column.type
-    if _is_textual(kind) or (role == "score" and pa.types.is_decimal(kind)):
+    is_score = role_of(role) in SCORE_ROLES
+    if _is_textual(kind) or (is_score and pa.types.is_decimal(kind)):
         cells = column.cast(pa.string())
         check_marks(cells, place)
         return cells
-    if role in PLAIN_ROLES or not _holds_things(kind):
-        needed = "numbers" if role == "score" else "texts or whole numbers"
-        if role not in PLAIN_ROLES:
+    if is_plain_role(role) or not _holds_things(kind):
+        needed = "numbers" if is_score else "texts or whole numbers"
+        if not is_plain_role(role):
             needed += ", images (binary or struct{bytes, path}), or lists of numbers"
         hint = ""
         if role == "label" and _holds_things(kind):

@@ -17,27 +17,27 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ftray.data.columns import ROLES_OF, Kind, Layout
+from ftray.data.columns import ROLES_OF, Kind, Layout, numbered_roles, role_of, roles_like
 from ftray.data.distinct import Coded, coded, numbered_rows
 from ftray.data.tables import let_pages_go
+from ftray.data.values import SCORE_ROLES
 from ftray.errors import DataError
 from ftray.media import modalities_of, shown
 from ftray.words import counted
 
 __all__ = [
     "check_cells",
-    "conflicts",
     "counted",
     "drawn_rows",
     "fingerprint",
     "guessed_kind",
     "guessed_three",
+    "noun_of_records",
     "quoted",
-    "score_conflicts",
     "scores_as_numbers",
     "stripped",
     "summary",
-    "triplet_conflicts",
+    "teacher_scores",
 ]
 
 Numbers = npt.NDArray[np.int64]
@@ -45,7 +45,6 @@ Numbers = npt.NDArray[np.int64]
 Place = Callable[[int], str]
 """A row of the table to its place in the source, as `train.csv, line 17`."""
 
-_EXAMPLES = 3
 _QUOTED_CHARS = 60
 _LABEL_CHARS = 50
 _COMMA = re.compile(r"[-+]?\d+,\d+")
@@ -110,7 +109,9 @@ def _called(role: str, noun: str) -> str:
     """What messages call a cell: by its role, or by what it holds where the role tells less."""
     if role == "item":
         return noun
-    return f"{role} {noun}" if role in ("first", "second", "third") else role
+    if role in ("first", "second", "third"):
+        return f"{role} {noun}"
+    return role_of(role).replace("_", " ")
 
 
 def _with_article(noun: str) -> str:
@@ -118,13 +119,21 @@ def _with_article(noun: str) -> str:
 
 
 def scores_as_numbers(table: pa.Table, layout: Layout, place: Place) -> pa.Table:
-    """The table with the column `score` as float64.
+    """The table with the columns of scores as float64.
 
     Raises:
         DataError: with the place and the value of the first score that is not a finite number.
     """
-    scores = np.empty(table.num_rows)
-    texts = chain.from_iterable(chunk.to_pylist() for chunk in table["score"].chunks)
+    for number, name in enumerate(table.column_names):
+        if role_of(name) in SCORE_ROLES:
+            numbers = _as_numbers(table[name], layout.columns[name], place)
+            table = table.set_column(number, name, pa.chunked_array([numbers]))
+    return table
+
+
+def _as_numbers(column: pa.ChunkedArray, name: str, place: Place) -> npt.NDArray[np.float64]:
+    scores = np.empty(len(column))
+    texts = chain.from_iterable(chunk.to_pylist() for chunk in column.chunks)
     for row, text in enumerate(texts):
         try:
             scores[row] = float(text)
@@ -135,11 +144,50 @@ def scores_as_numbers(table: pa.Table, layout: Layout, place: Place) -> pa.Table
             if math.isfinite(scores[row]):
                 continue
             what, hint = f"{quoted(text)} is not finite", ""
+        raise DataError(f"{place(row)}: the score {what} (column '{name}').{hint}")
+    return scores + 0.0  # -0.0 is 0.0
+
+
+def teacher_scores(table: pa.Table, layout: Layout, source: str) -> pa.Table:
+    """The table with a score of the document and of each negative: `score`, `score_2` and so on.
+
+    Only their differences count. So the margins of n negatives, m1 … mn, are (0, -m1, …, -mn), and
+    a single one, m, is (m, 0).
+
+    Args:
+        table: with scores as numbers.
+        layout: the names of its columns.
+        source: for messages.
+
+    Raises:
+        DataError: for another number of scores than of margins or of texts.
+    """
+    negatives = roles_like(table.column_names, "negative")
+    names = [name for role in SCORE_ROLES for name in roles_like(table.column_names, role)]
+    if "document_score" in names:
+        names.sort(key=lambda name: role_of(name) != "document_score")
+    count, known = len(negatives), len(names)
+    are_margins = known == count and "document_score" not in names
+    if not are_margins and known != count + 1:
+        listed = ", ".join(f"'{layout.columns[name]}'" for name in names)
         raise DataError(
-            f"{place(row)}: the score {what} (column '{layout.columns['score']}').{hint}"
+            f"{source}: {counted(known, 'score')} ({listed}) for {counted(count, 'negative')}. "
+            "Valid: a margin for each negative (the document's score less the negative's), or a "
+            "score of the document and of each negative."
         )
-    number = table.column_names.index("score")
-    return table.set_column(number, "score", pa.chunked_array([scores + 0.0]))  # -0.0 is 0.0
+    scores = [table[name] for name in names]
+    if are_margins:
+        zeros = pa.chunked_array([np.zeros(table.num_rows)])
+        scores = (
+            [scores[0], zeros] if count == 1 else [zeros, *(pc.subtract(0.0, m) for m in scores)]
+        )
+    kept = table.drop_columns(names)
+    at = len(roles_like(kept.column_names, "negative")) + 2
+    for number, (name, column) in enumerate(
+        zip(numbered_roles("score", count + 1), scores, strict=True)
+    ):
+        kept = kept.add_column(at + number, name, column)
+    return kept
 
 
 def guessed_kind(table: pa.Table, layout: Layout) -> tuple[Kind, pa.Table, str]:
@@ -218,12 +266,13 @@ _NOUNS: dict[Kind, str] = {
     "labelled": "text",
     "pairs": "pair",
     "triplets": "triplet",
+    "distillation": "triplet",
     "scored": "scored pair",
     "items": "text",
 }
 
 
-def _noun(kind: Kind, cells: Coded) -> str:
+def noun_of_records(kind: Kind, cells: Coded) -> str:
     """What one record is called, or its item where that is no text."""
     held = modalities_of(cells.texts)
     if _NOUNS[kind] != "text" or held <= {"text"}:
@@ -235,7 +284,13 @@ def summary(table: pa.Table, kind: Kind, cells: Coded) -> list[str]:
     """How many rows there are, and how many repeat an earlier one."""
     rows = table.num_rows
     repeats = rows - len(numbered_rows(*cells.keys)[1])
-    notes = [counted(rows, _noun(kind, cells))]
+    notes = [counted(rows, noun_of_records(kind, cells))]
+    if len(cells.columns) > 3:
+        notes[0] += f" with {len(cells.columns) - 2} negatives each"
+    if kind == "distillation":
+        low, high = _margins(table)
+        joint = "and" if len(cells.columns) > 3 else "with"
+        notes[0] += f" {joint} a teacher's margins from {low:g} to {high:g}"
     if kind == "scored":
         span = pc.min_max(table["score"]).as_py()
         notes[0] += f" with scores from {span['min']:g} to {span['max']:g}"
@@ -246,87 +301,11 @@ def summary(table: pa.Table, kind: Kind, cells: Coded) -> list[str]:
     return notes
 
 
-def conflicts(table: pa.Table, cells: Coded, place: Place, *, allowed: bool) -> list[str]:
-    """Texts that stand under two labels.
-
-    Raises:
-        DataError: for the first of them, unless `allowed`.
-    """
-    assert cells.labels is not None and cells.marks is not None
-    items, names = cells.columns[0], cells.labels
-    kept, several = _contested(items, cells.marks)
-    if not len(several):
-        return []
-    if allowed:
-        shown = []
-        for item in several[:_EXAMPLES]:
-            under = names.take(pa.array(cells.marks[kept[items[kept] == item]])).to_pylist()
-            shown.append(f"{quoted(cells.texts[int(item)].as_py())} ({', '.join(under)})")
-        more = ", …" if len(several) > _EXAMPLES else ""
-        what = counted(len(several), _noun("labelled", cells))
-        return [f"{what} under two labels or more: {', '.join(shown)}{more}"]
-    first, other = kept[items[kept] == several[0]][:2].tolist()
-    text = quoted(cells.texts[int(several[0])].as_py())
-    raise DataError(
-        f"{place(other)}: {text} has the label '{table['label'][other].as_py()}', but "
-        f"'{table['label'][first].as_py()}' at {place(first)}. Texts under two labels: "
-        f"{len(several):,}. csv_options.label_conflicts = 'keep' takes both."
-    )
-
-
-def score_conflicts(table: pa.Table, cells: Coded, place: Place, *, allowed: bool) -> list[str]:
-    """Pairs that have two scores.
-
-    Raises:
-        DataError: for the first of them, unless `allowed`.
-    """
-    assert cells.marks is not None
-    pairs, _ = numbered_rows(*cells.columns)
-    kept, several = _contested(pairs, cells.marks)
-    if not len(several):
-        return []
-    rows = kept[pairs[kept] == several[0]].tolist()
-    scores = [table["score"][row].as_py() for row in rows]
-    texts = (quoted(table[name][rows[0]].as_py()) for name in ("query", "document"))
-    pair = ", ".join(texts)
-    if allowed:
-        shown = ", ".join(f"{score:g}" for score in scores)
-        return [f"{counted(len(several), 'pair')} with two scores or more: {pair} ({shown})"]
-    raise DataError(
-        f"{place(rows[1])}: the pair {pair} has the score {scores[1]:g}, but {scores[0]:g} at "
-        f"{place(rows[0])}. Pairs with two scores: {len(several):,}. "
-        "csv_options.label_conflicts = 'keep' takes both."
-    )
-
-
-def triplet_conflicts(table: pa.Table, cells: Coded, place: Place, *, allowed: bool) -> list[str]:
-    """Texts that are a document and a negative of the same query.
-
-    Raises:
-        DataError: for the first of them, unless `allowed`.
-    """
-    query, document, negative = cells.columns
-    rows = table.num_rows
-    pairs, _ = numbered_rows(np.append(query, query), np.append(document, negative))
-    kept, several = _contested(pairs, np.repeat(np.arange(2), rows))
-    if not len(several):
-        return []
-    first, other = (kept[pairs[kept] == several[0]] % rows).tolist()
-    text, asked = (quoted(table[name][first].as_py()) for name in ("document", "query"))
-    if allowed:
-        what = counted(len(several), "text")
-        return [f"{what} both document and negative of one query: {text} of {asked}"]
-    raise DataError(
-        f"{place(other)}: {text} is the negative of {asked}, but its document at {place(first)}. "
-        f"Texts that are both: {len(several):,}. "
-        "csv_options.label_conflicts = 'keep' takes both."
-    )
-
-
-def _contested(keys: Numbers, marks: Numbers) -> tuple[Numbers, Numbers]:
-    """Where each distinct (key, mark) first stands, and the keys that have two marks or more."""
-    _, kept = numbered_rows(keys, marks)
-    return kept, np.flatnonzero(np.bincount(keys[kept]) > 1)
+def _margins(table: pa.Table) -> tuple[float, float]:
+    """How far the teacher puts the negatives below their documents: the least, and the most."""
+    document, *others = (table[name].to_numpy() for name in roles_like(table.column_names, "score"))
+    margins = [document - other for other in others]
+    return min(m.min() for m in margins), max(m.max() for m in margins)
 
 
 def fingerprint(kind: str, table: pa.Table) -> str:

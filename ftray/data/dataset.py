@@ -3,7 +3,8 @@
 The same text twice is one text. Labelled rows are (text, class); pairs are (query, document) with
 the connected group of pairs that share texts, so that losses on labels never take a text that is
 stated to be relevant, however indirectly, for a negative. InfoNCE masks by the texts themselves.
-Triplets are pairs with a negative each, which connects nothing.
+Triplets are pairs with one negative or several each, which connect nothing; to distil from, with a
+teacher's score of the document and of each negative.
 Scored pairs are pairs with a number; nothing is a negative there, and the groups only tell which
 pairs a split must not part.
 """
@@ -20,6 +21,7 @@ import pyarrow as pa
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from ftray.data.columns import roles_like
 from ftray.data.distinct import numbered_rows
 from ftray.data.readers import Records
 from ftray.errors import DataError
@@ -44,7 +46,8 @@ class StepRows:
         text_ids: text number of each row's cells, `(B, C)`: equal numbers are equal texts.
         label_items: position in `texts` of each labelled item, `(M,)`.
         labels: class or group of each labelled item, `(M,)`. Negatives have none.
-        scores: the score of each row, `(B,)`; `(0,)` where there are none.
+        scores: the score of each row, `(B,)`, or a teacher's of its document and of each negative,
+            `(B, 1 + n)`; `(0,)` where there are none.
     """
 
     rows: Numbers
@@ -62,13 +65,15 @@ class TrainSet:
 
     Things that are no texts stand among these as references (see `ftray.media`), and `blobs` has
     the contents of those that lie in no file.
-    `C` is 1 for labelled data, 2 for pairs, and 3 for triplets (query, document, negative); scored
-    pairs have `scores` `(N,)`, others None.
+    `C` is 1 for labelled data, 2 for pairs, and 2 + n for triplets with n negatives (query,
+    document, negatives), to distil from or not. Scored pairs have `scores` `(N,)`; to distil from,
+    there is a teacher's score of the document and of each negative, `(N, 1 + n)`, of which only the
+    differences mean something; others have None.
     `n_groups` is the number of classes, or of connected groups of pairs, in the whole data: the
     parts of a split number their groups alike, though they may not hold all of them.
     """
 
-    kind: Literal["labelled", "pairs", "triplets", "scored"]
+    kind: Literal["labelled", "pairs", "triplets", "distillation", "scored"]
     texts: pa.Array
     rows: Numbers
     groups: Numbers
@@ -102,6 +107,16 @@ class TrainSet:
         """Whether there is nothing but texts."""
         return modalities_of(self.texts) <= {"text"}
 
+    @property
+    def has_queries(self) -> bool:
+        """Whether the first text of a row is a query, and the others are documents."""
+        return self.kind in ("pairs", "triplets", "distillation")
+
+    @property
+    def negatives(self) -> int:
+        """How many negatives each row brings, n."""
+        return max(int(self.rows.shape[1]) - 2, 0)
+
     def step_rows(self, rows: Numbers, *, roles_differ: bool) -> StepRows:
         """The items of one step.
 
@@ -113,7 +128,7 @@ class TrainSet:
         """
         cells = self.rows[rows]
         width = cells.shape[1]
-        by_role = roles_differ and self.kind in ("pairs", "triplets")
+        by_role = roles_differ and self.has_queries
         roles = np.minimum(np.arange(width), 1 if by_role else 0)  # negatives are documents
         keys = (cells * 2 + roles).ravel()
         distinct, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
@@ -211,7 +226,7 @@ def train_set(records: Records, *, where: str = "train_data") -> TrainSet:
     if records.kind == "items":
         raise DataError(
             f"{where} ({records.source}) has one column of texts. To learn from, it needs labels "
-            "(item,label) or pairs (query,document), which may have a score or a negative."
+            "(item,label) or pairs (query,document), which may have a score, negatives, or both."
         )
     return _labelled(records) if records.kind == "labelled" else _pairs(records, records.kind)
 
@@ -233,7 +248,9 @@ def _labelled(records: Records) -> TrainSet:
     )
 
 
-def _pairs(records: Records, kind: Literal["pairs", "triplets", "scored"]) -> TrainSet:
+def _pairs(
+    records: Records, kind: Literal["pairs", "triplets", "distillation", "scored"]
+) -> TrainSet:
     """Pairs, which may have scores or negatives; one pair with two of these is two rows."""
     cells = records.cells
     kept = numbered_rows(*cells.keys)[1]
@@ -249,8 +266,17 @@ def _pairs(records: Records, kind: Literal["pairs", "triplets", "scored"]) -> Tr
         source=records.source,
         fingerprint=records.fingerprint,
         blobs=records.blobs,
-        scores=records.table["score"].to_numpy()[kept] if kind == "scored" else None,
+        scores=_scores(records, kept),
     )
+
+
+def _scores(records: Records, kept: Numbers) -> Floats | None:
+    """The score of each row that is kept, `(N,)`; to distil from all its scores, `(N, 1 + n)`."""
+    names = roles_like(records.table.column_names, "score")
+    if not names:
+        return None
+    scores = np.stack([records.table[name].to_numpy()[kept] for name in names], axis=1)
+    return scores if records.kind == "distillation" else scores[:, 0]
 
 
 def _connected(rows: Numbers, n_texts: int) -> tuple[Numbers, list[str]]:

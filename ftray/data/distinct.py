@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ftray.data.columns import ROLES_OF, Kind
+from ftray.data.columns import ROLES_OF, Kind, roles_like
 from ftray.data.tables import let_pages_go
 
 __all__ = ["Coded", "code", "coded", "numbered", "numbered_rows"]
@@ -38,7 +38,8 @@ class Coded:
             column.
         columns: which of these each row holds, `(N,)` for each column of texts.
         labels: of labelled texts the distinct labels, `(L,)`, in order of first appearance.
-        marks: which of these each row has, `(N,)`; of scored pairs, equal numbers are equal scores.
+        marks: which of these each row has, `(N,)`; of rows with scores, equal numbers are equal
+            scores.
     """
 
     texts: pa.Array
@@ -54,14 +55,23 @@ class Coded:
 
 def code(table: pa.Table, kind: Kind) -> Coded:
     """Number the cells of a table of records, which has no nulls."""
-    names = [role for role in ROLES_OF[kind] if role not in ("label", "score")]
+    roles = [role for role in ROLES_OF[kind] if role not in ("label", "score")]
+    names = [name for role in roles for name in roles_like(table.column_names, role)]
     texts, columns = coded(*(table[name] for name in names))
     labels, marks = None, None
     if kind == "labelled":
         labels, (marks,) = coded(table["label"])
     elif kind == "scored":
-        marks, _ = numbered(table["score"].to_numpy().view(np.int64))
+        marks = _numbers(table["score"])
+    elif kind == "distillation":
+        scores = roles_like(table.column_names, "score")
+        marks, _ = numbered_rows(*(_numbers(table[name]) for name in scores))
     return Coded(texts=texts, columns=tuple(columns), labels=labels, marks=marks)
+
+
+def _numbers(scores: pa.ChunkedArray) -> Numbers:
+    """Equal numbers for equal scores, `(N,)`."""
+    return numbered(scores.to_numpy().view(np.int64))[0]
 
 
 def coded(*columns: pa.ChunkedArray) -> tuple[pa.Array, list[Numbers]]:

@@ -22,8 +22,8 @@ from docarray.documents.point_cloud import PointsAndColors
 from docarray.typing import NdArray
 
 from ftray.config import CsvOptions
-from ftray.data.cleaning import guessed_kind, scores_as_numbers, stripped
-from ftray.data.columns import Kind, Layout, resolve
+from ftray.data.cleaning import guessed_kind, scores_as_numbers, stripped, teacher_scores
+from ftray.data.columns import Kind, Layout, resolve, role_of, roles_like
 from ftray.data.loading import Loaded, load_rows
 from ftray.data.values import TEXTS, Values, is_thing, typed_address
 from ftray.errors import DataError
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 __all__ = [
     "LabelledText",
     "ScoredPair",
+    "TextDistillation",
     "TextItem",
+    "TextNegatives",
     "TextPair",
     "TextTriplet",
     "doclist_to_table",
@@ -81,6 +83,23 @@ class TextTriplet(BaseDoc):  # type: ignore[misc]
     negative: str
 
 
+class TextNegatives(BaseDoc):  # type: ignore[misc]
+    """A query, a document that is relevant to it, and several that are not."""
+
+    query: str
+    document: str
+    negatives: list[str]
+
+
+class TextDistillation(BaseDoc):  # type: ignore[misc]
+    """The same, with a teacher's score of the document and of each negative."""
+
+    query: str
+    document: str
+    negatives: list[str]
+    score: list[float]
+
+
 class ScoredPair(BaseDoc):  # type: ignore[misc]
     """Two texts and how alike they are."""
 
@@ -102,7 +121,8 @@ def doclist_to_table(docs: Any) -> tuple[Kind, pa.Table]:
     The fields' names tell their roles, as a table's columns do (`columns.TELLING`); `TextDoc` has
     `text`. What a dict field `tags` holds counts as fields too, `finetuner_label` as the label; a
     text with `matches` is a query, and its matches are relevant to it, unless they are tagged
-    `finetuner_label` -1; two `chunks` with the tag `finetuner_score` are a scored pair: so
+    `finetuner_label` -1; two `chunks` with the tag `finetuner_score` are a scored pair, and beside
+    a text of the document's own its relevant and its negative document, with their margin: so
     Finetuner's documents are read, as `docarray.documents.legacy.LegacyDocument` holds them now.
     The documents' own ids become the column `id` if every document was given one; ids that
     docarray drew at random are left away, for they differ from run to run.
@@ -111,8 +131,8 @@ def doclist_to_table(docs: Any) -> tuple[Kind, pa.Table]:
         docs: a DocList or DocVec, of our classes, `docarray.documents.TextDoc` or a user's own.
 
     Returns:
-        The kind of records, and string columns: item and label, query and document (and score, of
-        float64), or item; with id where there is one.
+        The kind of records, and string columns: item and label, query and document (with
+        negatives, and with scores of float64), or item; with id where there is one.
 
     Raises:
         DataError: fields that tell no role, or a value that is not a text.
@@ -124,8 +144,10 @@ def doclist_to_table(docs: Any) -> tuple[Kind, pa.Table]:
     kind = loaded.layout.kind
     if kind is None:
         kind, table, _ = guessed_kind(table, loaded.layout)
-    elif kind == "scored":
+    elif kind in ("scored", "distillation"):
         table = scores_as_numbers(table, loaded.layout, lambda row: f"{source}, index {row}")
+    if kind == "distillation":
+        table = teacher_scores(table, loaded.layout, source)
     return kind, table
 
 
@@ -155,6 +177,8 @@ def load_documents(
         rows, notes = _matched(docs, fields), _left_out(docs)
     elif len(_inner(docs[0], "chunks")) == 2 and not docs[0].text:
         rows = _chunked(docs, source, scored=SCORE in _tags(docs[0]))
+    elif len(_inner(docs[0], "chunks")) == 2 and SCORE in _tags(docs[0]):
+        rows = _synthesised(docs, source)
     loaded = load_rows(rows, choose, source=source, unit="index", values=values, size=size)
     return replace(loaded, notes=(*loaded.notes, *notes))
 
@@ -197,6 +221,8 @@ def _is_set(value: Any) -> bool:
 
 def content(value: Any) -> Any:
     """What a document stands for: its bytes, tensor, address or text; other values as they are."""
+    if isinstance(value, list | tuple | DocList) and len(value) and isinstance(value[0], BaseDoc):
+        return [content(one) for one in value]
     if not isinstance(value, BaseDoc):
         return value
     if isinstance(value, VerticesAndFaces):
@@ -251,6 +277,27 @@ def _chunked(docs: Any, source: str, *, scored: bool) -> Iterator[tuple[int, dic
             yield index, {"query": first, "document": second}
 
 
+def _synthesised(docs: Any, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """A query with a document, a negative and the margin between them, as Finetuner makes them."""
+    for index, doc in enumerate(docs):
+        chunks, tags = _inner(doc, "chunks"), _tags(doc)
+        if len(chunks) != 2 or SCORE not in tags:
+            raise DataError(
+                f"{source}, index {index}: two chunks and the tag {SCORE} are expected, as the "
+                "first document has."
+            )
+        document, negative = map(content, chunks)
+        yield (
+            index,
+            {
+                "query": doc.text,
+                "document": document,
+                "negative": negative,
+                "score": tags[SCORE],
+            },
+        )
+
+
 def _left_out(docs: Any) -> list[str]:
     counts = [list(map(_is_relevant, _inner(doc, "matches"))) for doc in docs]
     alone = sum(not any(relevant) for relevant in counts)
@@ -282,15 +329,32 @@ def records_to_doclist(records: Records) -> Any:
         "labelled": LabelledText,
         "pairs": TextPair,
         "triplets": TextTriplet,
+        "distillation": TextDistillation,
         "scored": ScoredPair,
         "items": TextItem,
     }
     cls = classes[records.kind]
-    rows = records.table.rename_columns(
-        ["text" if name == "item" else name for name in records.table.column_names]
-    )
-    docs = [cls(**row) for batch in rows.to_batches() for row in batch.to_pylist()]
+    names = records.table.column_names
+    if records.kind == "triplets" and len(roles_like(names, "negative")) > 1:
+        cls = TextNegatives
+    batches = (batch.to_pylist() for batch in records.table.to_batches())
+    docs = [cls(**_fields_of(row, cls)) for rows in batches for row in rows]
     return DocList[cls](docs)
+
+
+def _fields_of(row: Mapping[str, Any], cls: type[BaseDoc]) -> dict[str, Any]:
+    """A row as the fields of a document; numbered columns are a list."""
+    fields: dict[str, Any] = {}
+    for name, value in row.items():
+        role = role_of(name)
+        field = "text" if role == "item" else role
+        if role == "negative" and "negatives" in cls.model_fields:
+            fields.setdefault("negatives", []).append(value)
+        elif role == "score" and cls is TextDistillation:
+            fields.setdefault("score", []).append(value)
+        else:
+            fields[field] = value
+    return fields
 
 
 def with_embeddings(docs: Any, texts: Sequence[str], vectors: npt.NDArray[np.float32]) -> Any:

@@ -2,23 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import pyarrow as pa
 
 from ftray.data.readers import read_records
 from ftray.data.sources import described
 from ftray.data.values import TEXTS, plain, typed_address
-from ftray.media import MARK, Content, Modality, contents
+from ftray.media import MARK, NO_BLOBS, Blobs, Content, Modality, contents
 
-__all__ = ["read_contents"]
+__all__ = ["Inputs", "Part", "read_inputs"]
 
 
-def read_contents(
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Some things to encode, one after the other in their source.
+
+    Attributes:
+        items: the things, `n` of them.
+        names: what each is called: a text itself, else its file, as the source names it where it
+            lies in an archive; `sha256:…` of what has no name.
+        ids: the source's own, where it has some.
+    """
+
+    items: list[Content]
+    names: list[str]
+    ids: list[str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Things to encode as their source gave them; objects are made of a part at a time.
+
+    Attributes:
+        cells: as tables have them (see `ftray.media`), `(N,)`.
+        blobs: contents that lie in no file.
+        called: names of their own, `(N,)`; None: the things name themselves.
+        ids: of their own, `(N,)`.
+    """
+
+    cells: list[str] | pa.ChunkedArray
+    blobs: Blobs = NO_BLOBS
+    called: pa.ChunkedArray | None = None
+    ids: pa.ChunkedArray | None = None
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def part(self, start: int, stop: int) -> Part:
+        """Those at the positions from `start` to before `stop`."""
+        cells = _cut(self.cells, start, stop)
+        items = contents(cells, self.blobs)
+        if self.called is not None:
+            names = _cut(self.called, start, stop)
+        else:
+            names = [item if isinstance(item, str) else item.address for item in items]
+        ids = None if self.ids is None else _cut(self.ids, start, stop)
+        return Part(items=items, names=names, ids=ids)
+
+    def parts(self, size: int) -> Iterator[Part]:
+        """All of them, `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self.part(start, start + size)
+
+
+def read_inputs(
     data: Any,
     *,
     columns: Mapping[str, str] | None = None,
     modalities: frozenset[Modality] | None = None,
-) -> tuple[list[Content], list[str]]:
+) -> Inputs:
     """What is to be encoded of anything `encode` takes: one column, items, or queries of pairs.
 
     Args:
@@ -26,23 +81,29 @@ def read_contents(
         columns: our names to the data's columns.
         modalities: what the model takes; None = what the data looks like decides.
 
-    Returns:
-        The things, and what each is called: a text itself, else its file, as the source names it
-        where it lies in an archive; `sha256:…` of what has no name.
-
     Raises:
         DataError: for data that cannot be read.
     """
     if modalities == TEXTS and isinstance(data, Sequence) and not isinstance(data, str):
         texts = _plain_texts(data)
         if texts is not None:
-            return list(texts), texts
+            return Inputs(cells=texts)
     records = read_records(data, columns=columns, where="data", modalities=modalities)
-    role = "query" if records.kind == "pairs" else records.table.column_names[0]
-    items = contents(records.table[role].to_pylist(), records.blobs)
-    if role in records.names:
-        return items, records.names[role].to_pylist()
-    return items, [_called(item) for item in items]
+    table = records.table
+    role = "query" if records.kind in ("pairs", "triplets") else table.column_names[0]
+    return Inputs(
+        cells=table[role],
+        blobs=records.blobs,
+        called=records.names.get(role),
+        ids=table["id"] if "id" in table.column_names else None,
+    )
+
+
+def _cut(values: list[str] | pa.ChunkedArray, start: int, stop: int) -> list[str]:
+    if isinstance(values, list):
+        return values[start:stop]
+    found: list[str] = values.slice(start, max(stop - start, 0)).to_pylist()
+    return found
 
 
 def _plain_texts(data: Sequence[Any]) -> list[str] | None:
@@ -57,7 +118,3 @@ def _plain_texts(data: Sequence[Any]) -> list[str] | None:
         if MARK in text:
             plain(text, f"{described(data)}, index {index}")
     return list(data)
-
-
-def _called(item: Content) -> str:
-    return item if isinstance(item, str) else item.address

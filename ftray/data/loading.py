@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from ftray.data.arrow_values import cells_of
 from ftray.data.columns import Layout
 from ftray.data.files import Files
+from ftray.data.lists import Unfolding, list_columns, listed_roles
 from ftray.data.tables import TableBuilder
 from ftray.data.values import Values, is_thing
 from ftray.errors import DataError, nearest
@@ -42,6 +43,10 @@ Unit = Literal["line", "row", "record", "index", "file"]
 
 Choose = Callable[[Sequence[str]], Layout]
 """Column names to their roles."""
+
+
+_LISTED_ROWS = 1000
+"""So many rows of Arrow with lists are objects of Python at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +79,26 @@ def load_rows(
     unit: Unit,
     values: Values,
     size: int | None = None,
+    listed: frozenset[str] | None = None,
 ) -> Loaded:
     """Python rows, each with its position: dicts, single values, or tuples of two, maybe scored.
 
-    The first row decides the shape and, of dicts, the names; all others must have the same.
+    The first row decides the shape and, of dicts, the names; all others must have the same. So it
+    decides which roles hold lists, where `listed` does not say it.
     """
     stream = iter(rows)
     head = list(islice(stream, 1))
     if not head:
         raise DataError(f"{source} has no rows.")
-    layout, keys = _row_layout(head[0], choose, f"{source}, {unit} {head[0][0]}")
+    first_place = f"{source}, {unit} {head[0][0]}"
+    layout, keys = _row_layout(head[0], choose, first_place)
+    if listed is None and isinstance(head[0][1], Mapping):
+        listed = listed_roles(head[0][1], layout)
+    if listed:
+        unfolding = Unfolding(layout, listed, head[0][1], first_place)
+        rows = islice(chain(head, stream), size)
+        table, positions, layout = unfolding.table(rows, values, source=source, unit=unit)
+        return Loaded(layout=layout, table=table, unit=unit, positions=positions)
     builder = TableBuilder(tuple(layout.columns))
     width = len(head[0][1]) if isinstance(head[0][1], tuple | list) else 0
     for position, row in islice(chain(head, stream), size):
@@ -164,11 +179,29 @@ def load_table(
     if table.num_rows == 0:
         raise DataError(f"{source} has no rows.")
     table = table.slice(0, size)
+    if listed := list_columns(table.schema, layout):
+        rows = enumerate(_dicts(table.select(list(layout.columns.values()))), 1)
+        return load_rows(
+            rows, lambda _: layout, source=source, unit="row", values=values, listed=listed
+        )
     columns = {
         role: cells_of(table.column(name), role, values, source=source, name=name)
         for role, name in layout.columns.items()
     }
     return Loaded(layout=layout, table=pa.table(columns), unit="row")
+
+
+def _dicts(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The rows of a table as objects of Python, some at a time; tensors are arrays."""
+    for batch in table.to_batches(_LISTED_ROWS):
+        columns = (
+            column.to_numpy_ndarray()
+            if isinstance(column.type, pa.FixedShapeTensorType) and not column.null_count
+            else column.to_pylist()
+            for column in batch.columns
+        )
+        for row in zip(*columns, strict=True):
+            yield dict(zip(batch.schema.names, row, strict=True))
 
 
 def load_parquet(

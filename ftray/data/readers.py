@@ -20,16 +20,15 @@ from ftray.config import CsvOptions
 from ftray.data.addresses import Things, noun_of, things_in, unread_addresses
 from ftray.data.cleaning import (
     check_cells,
-    conflicts,
     drawn_rows,
     fingerprint,
-    score_conflicts,
     scores_as_numbers,
     stripped,
     summary,
-    triplet_conflicts,
+    teacher_scores,
 )
 from ftray.data.columns import Kind, Layout, resolve
+from ftray.data.conflicts import conflicts_in
 from ftray.data.distinct import Coded, code
 from ftray.data.files import Files, LocalFiles
 from ftray.data.loading import Loaded, Unit
@@ -50,10 +49,14 @@ class Records:
 
     Args:
         kind: `labelled` (texts with labels), `pairs` (a query and a document relevant to it),
-            `triplets` (with a negative too), `scored` (two texts and how alike they are), or
-            `items` (texts alone).
-        table: string columns without nulls: item and label; query and document; or item. Scored
-            pairs have query, document, and score, a column of finite float64. Also `id` where the
+            `triplets` (with negatives too), `distillation` (with a teacher's scores of document and
+            negatives besides), `scored` (two texts and how alike they are), or `items` (texts
+            alone).
+        table: string columns without nulls: item and label; query and document; or item. Triplets
+            have negative, and where they have several negative_2, negative_3 and so on. Scored
+            pairs have query, document, and score, a column of finite float64; triplets to distil
+            from have score, of the document, and score_2, score_3 and so on, of the negatives:
+            only the differences of these mean something. Also `id` where the
             source has ids of its own: a column named id or _id, or DocList documents that were all
             given an id. Of pairs, it is the query's id.
         source: the path or the object, for messages.
@@ -110,8 +113,9 @@ def read_records(
             an archive of one; a BEIR folder), a pyarrow.Table, a pandas.DataFrame, a
             datasets.Dataset, a list of dicts, of (a, b) or (a, b, score) tuples or of single
             things, or a docarray DocList.
-        columns: our names (item, label, query, document, negative, score, id) to the source's.
-            Without it, names decide (`columns.TELLING`, `roles.implied`).
+        columns: our names (item, label, query, document, negative, score, document_score,
+            negative_score, id) to the source's. Without it, names decide (`columns.TELLING`,
+            `roles.implied`).
         csv_options: how to read; what is left away is detected.
         modalities: what the model takes; None = not known: what the cells look like decides.
         where: the setting the source was given in, for messages.
@@ -146,13 +150,6 @@ def _options(given: CsvOptions | Mapping[str, Any] | None) -> CsvOptions:
             known = nearest(key, CsvOptions.model_fields)
             raise DataError(f"csv_options: there is no option '{key}'.{known}") from None
         raise DataError(f"csv_options.{key} = {first['input']!r}: {first['msg']}.") from None
-
-
-_CONFLICTS = {
-    "labelled": conflicts,
-    "scored": score_conflicts,
-    "triplets": triplet_conflicts,
-}
 
 
 class _Reading:
@@ -190,8 +187,10 @@ class _Reading:
             table, layout, place, lambda role, cells: noun_of(cells, self._modalities, role=role)
         )
         kind = layout.kind
-        if kind == "scored":
+        if kind in ("scored", "distillation"):
             table = scores_as_numbers(table, layout, place)
+        if kind == "distillation":
+            table = teacher_scores(table, layout, source)
         files = loaded.files or LocalFiles(".")
         table, layout, things = self._things(table, layout, files, place, source)
         if kind is None:
@@ -212,9 +211,7 @@ class _Reading:
         notes += [*resolver.notes, *([] if things else self._of_texts(table, layout))]
         cells = code(table, kind)
         notes += summary(table, kind, cells)
-        find_conflicts = _CONFLICTS.get(kind)
-        if find_conflicts is not None:
-            notes += find_conflicts(table, cells, place, allowed=options.label_conflicts == "keep")
+        notes += conflicts_in(kind, table, cells, place, allowed=options.label_conflicts == "keep")
         return Records(
             kind=kind,
             table=table,

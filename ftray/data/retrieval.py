@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 
 from ftray.data.beir import is_like_beir, read_corpus, read_folder
 from ftray.data.cleaning import fingerprint, quoted
+from ftray.data.columns import roles_like
 from ftray.data.readers import CsvOptions, Records, read_records
 from ftray.data.relevance import (
     Relevance,
@@ -174,10 +176,11 @@ def _read_index(
 
 def _side(records: Records, column: str) -> Side:
     """The distinct texts of a column; the documents of triplets are followed by the negatives."""
-    cells = records.table[column].cast(pa.large_string())
-    if records.kind == "triplets" and column == "document":
-        negatives = records.table["negative"].cast(pa.large_string())
-        cells = pa.chunked_array([*cells.chunks, *negatives.chunks])
+    names = [column]
+    if column == "document":
+        names += roles_like(records.table.column_names, "negative")
+    chunks = (records.table[name].cast(pa.large_string()).chunks for name in names)
+    cells = pa.chunked_array(list(chain.from_iterable(chunks)), pa.large_string())
     encoded = cells.combine_chunks().dictionary_encode()
     texts = encoded.dictionary
     rows = encoded.indices.to_numpy().astype(np.int64)
@@ -198,7 +201,7 @@ def _side(records: Records, column: str) -> Side:
         first_row.setdefault(ident, row)
         if own_ids.setdefault(ident, text) == text:
             continue
-        if records.kind in ("pairs", "triplets"):
+        if records.kind in ("pairs", "triplets", "distillation"):
             note = f"the ids of {records.source} are not those of its queries, and not used"
             return replace(plain, notes=(note,))
         raise DataError(

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 
 from ftray.data.addresses import SAMPLE, Named, Things, looks_like_address
 from ftray.data.cleaning import guessed_kind, guessed_three
-from ftray.data.columns import ROLES_OF, TELLING, Kind, Layout
-from ftray.data.values import PLAIN_ROLES, TEXTS
+from ftray.data.columns import ROLES_OF, TELLING, Kind, Layout, judges_in, role_of
+from ftray.data.values import SCORE_ROLES, TEXTS, is_plain_role
 from ftray.media import MARK, Modality
 
 __all__ = ["CAPTION_NAMES", "FILE_NAMES", "THING_NAMES", "decided", "implied", "named_things"]
@@ -55,7 +55,7 @@ def implied(
     modalities: frozenset[Modality] | None,
     *,
     is_labeled: bool | None,
-) -> dict[str, str]:
+) -> dict[str, str | tuple[str, ...]]:
     """The user's mapping, and what the names of columns of things add to it.
 
     Args:
@@ -64,31 +64,33 @@ def implied(
         modalities: what the model takes; None = not known.
         is_labeled: whether the user says that there are labels.
     """
-    given = dict(given or {})
-    free = [name for name in names if name not in given.values()]
-    chosen = given.keys() - {"id"}
-    if modalities == TEXTS or chosen & {"item", "score"} or len(chosen) > 1:
-        return given
+    told = dict(given or {})
+    said: dict[str, str | tuple[str, ...]] = {**told}
+    free = [name for name in names if name not in told.values()]
+    chosen = told.keys() - {"id"}
+    if modalities == TEXTS or chosen & {"item", *SCORE_ROLES} or len(chosen) > 1:
+        return said
     thing = _thing(free, modalities)
     texts = modalities is None or "text" in modalities
     caption = _first(free, CAPTION_NAMES) if texts else None
     if chosen & {"query", "document"}:
         (role,) = chosen
-        other = thing or (caption if _thing([given[role]], modalities) else None)
-        return {**given, **({"document" if role == "query" else "query": other} if other else {})}
-    if thing is None or (not chosen and _named_pair(free)):
-        return given
-    if chosen:
-        return {**given, "item": thing}
+        other = thing or (caption if _thing([told[role]], modalities) else None)
+        return {**said, **({"document" if role == "query" else "query": other} if other else {})}
+    if thing is None or (chosen <= {"negative"} and _named_pair(free)):
+        return said
+    if chosen - {"negative"}:
+        return {**said, "item": thing}
     if caption is not None and not is_labeled:
-        judges = {role: _first(free, TELLING[role]) for role in ("score", "negative")}
-        judge = {role: name for role, name in judges.items() if name is not None}
-        return {**given, "query": caption, "document": thing, **judge}
+        judges = judges_in(free, {role: (told[role],) for role in chosen})
+        return {"query": caption, "document": thing, **judges, **said}
+    if chosen:
+        return said
     label = _first(free, TELLING["label"])
     if label is not None:
-        return {**given, "item": thing, "label": label}
+        return {**said, "item": thing, "label": label}
     alone = len([name for name in free if name.lower() not in TELLING["id"]]) != 2
-    return {**given, "item": thing} if alone else given
+    return {**said, "item": thing} if alone else said
 
 
 def _thing(names: Sequence[str], modalities: frozenset[Modality] | None) -> str | None:
@@ -112,8 +114,10 @@ def named_things(layout: Layout, modalities: frozenset[Modality] | None) -> Name
     """
     found: Named = {}
     for role, column in layout.columns.items():
+        if role_of(role) == "negative":  # it holds what the document holds
+            column = layout.columns["document"]
         name = column.lower()
-        if modalities is None or modalities == TEXTS or role in PLAIN_ROLES:
+        if modalities is None or modalities == TEXTS or is_plain_role(role):
             continue
         if name in FILE_NAMES:
             found[role] = None
@@ -153,7 +157,7 @@ def oriented(
 
 
 def _two(table: pa.Table) -> tuple[str, ...]:
-    return tuple(name for name in table.column_names if name not in ("id", "score"))
+    return tuple(name for name in table.column_names if role_of(name) not in ("id", "score"))
 
 
 def _told(layout: Layout, roles: Sequence[str], given: Mapping[str, str] | None) -> bool:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from ftray.clouds import read_cloud, sampled_surface, to_npy_bytes
 from ftray.config import CsvOptions
+from ftray.data.columns import role_of
 from ftray.data.pictures import (
     IMAGE_SUFFIXES,
     POINT_SUFFIXES,
@@ -30,9 +31,10 @@ from ftray.data.pictures import (
 from ftray.errors import DataError
 from ftray.media import MARK, BlobBuilder, Modality, reference
 
-__all__ = ["PLAIN_ROLES", "TEXTS", "Values", "is_thing", "plain", "typed_address"]
+__all__ = ["SCORE_ROLES", "TEXTS", "Values", "is_plain_role", "is_thing", "plain", "typed_address"]
 
-PLAIN_ROLES = ("label", "score", "id")
+SCORE_ROLES = ("score", "document_score", "negative_score")
+_PLAIN_ROLES = ("label", *SCORE_ROLES, "id")
 """Roles whose cells are strings and nothing else."""
 
 TEXTS: frozenset[Modality] = frozenset(("text",))
@@ -79,10 +81,10 @@ class Values:
         """
         if isinstance(value, os.PathLike):
             address = os.fsdecode(value)
-            return plain(address, place) if role in PLAIN_ROLES else self.path(address, place)
+            return plain(address, place) if is_plain_role(role) else self.path(address, place)
         if value is None or isinstance(value, str | bool | int | float | np.generic):
             return typed_address(value) or plain(value, place)
-        if role in PLAIN_ROLES:
+        if is_plain_role(role):
             raise DataError(f"{place}: {type(value).__name__} is not a text.")
         if isinstance(value, bytes | bytearray | memoryview):
             return self.encoded(bytes(value), role, place)
@@ -211,6 +213,11 @@ class Values:
         if self.modalities is not None and modality not in self.modalities:
             taken = " and ".join(sorted(self.modalities))
             raise DataError(f"{place}: of the kind '{modality}', but the model takes {taken}.")
+
+
+def is_plain_role(name: str) -> bool:
+    """Whether the cells of a column of ours are strings, and nothing else."""
+    return role_of(name) in _PLAIN_ROLES
 
 
 def is_thing(value: Any) -> bool:

@@ -10,8 +10,14 @@ from ftray.data.plan import Sampler
 from ftray.errors import ConfigError
 from ftray.evaluation.spec import EvaluationSpec, RetrievalSpec
 from ftray.losses.base import Needs
-from ftray.losses.metric import CLASSIFICATION_LOSSES, learns_classes
-from ftray.losses.registry import MEMORY_LOSS, loss_needs, takes_triplets
+from ftray.losses.metric import CLASSIFICATION_LOSSES
+from ftray.losses.registry import (
+    MEMORY_LOSS,
+    learns_of_classes,
+    loss_names,
+    loss_needs,
+    takes_triplets,
+)
 from ftray.media import Modality
 from ftray.models.catalogue import MODELS
 from ftray.models.kinds import modalities_of_kind
@@ -27,7 +33,7 @@ __all__ = [
 ]
 
 PLACES = ("resources_per_worker", "accelerator_type", "label_selector", "resources_per_evaluator")
-SCORED_LOSS = "CosineSimilarityLoss"
+SCORED_LOSSES = "CosineSimilarityLoss, CoSENTLoss or AnglELoss"
 FOR_LABELS = (
     "Losses for labels are, among others, TripletMarginLoss, SupConLoss, MultiSimilarityLoss and "
     "ArcFaceLoss."
@@ -41,6 +47,11 @@ FOR_TRIPLETS = (
     "CLIPLoss. To leave the negatives unread, name the two texts alone with `columns`: "
     "{query: …, document: …}."
 )
+FOR_DISTILLATION = (
+    "Losses that learn from a teacher's scores are MarginMSELoss and DistillKLDivLoss. To take the "
+    "rows as triplets, whatever their scores, name the others alone with `columns`: "
+    "{query: …, document: …, negative: …}."
+)
 AS_PAIRS = (
     "To take every pair as relevant, whatever its score, name the two texts alone with `columns`: "
     "{query: …, document: …}."
@@ -49,6 +60,7 @@ SAMPLERS: dict[str, tuple[tuple[str, ...], str]] = {
     "labelled": (("class", "random"), "is labelled"),
     "pairs": (("pairs", "random"), "holds pairs"),
     "triplets": (("pairs", "random"), "holds triplets"),
+    "distillation": (("pairs", "random"), "holds triplets with a teacher's scores"),
     "scored": (("random",), "holds scored pairs, which have neither classes nor negatives"),
 }
 """The samplers of each kind of data, and what to say about others."""
@@ -134,6 +146,11 @@ def check_shards(config: FitConfig, evaluations: Sequence[EvaluationSpec]) -> No
             "documents. Leave index_shards away"
         )
     for spec in ranked:
+        if spec.quantize:
+            raise ConfigError(
+                f"index_shards = {shards}, but EvaluationCallback '{spec.name}' has quantize: the "
+                "codes are made from the whole index. Leave away one of the two"
+            )
         if spec.overlap:
             raise ConfigError(
                 f"index_shards = {shards}, but EvaluationCallback '{spec.name}' has overlap: one "
@@ -206,16 +223,16 @@ def check_fit(config: FitConfig, train: TrainSet) -> None:
     Raises:
         ConfigError: with losses, or samplers, that do.
     """
-    _MISFITS[loss_needs(config.loss)](config, train)
+    _MISFITS[loss_needs(config.loss, config.loss_options)](config, train)
     if train.kind == "triplets":
         _check_triplets(config, train)
     samplers, what = SAMPLERS[train.kind]
     if config.sampler not in ("auto", *samplers):
         valid = " or ".join(f"'{name}'" for name in samplers)
         raise ConfigError(f"sampler = '{config.sampler}', but train_data {what}: {valid}")
-    remembers = config.loss == MEMORY_LOSS
+    remembers = MEMORY_LOSS in loss_names(config.loss, config.loss_options)
     if config.eval_data is not None and (
-        remembers or learns_classes(config.loss, config.loss_options)
+        remembers or learns_of_classes(config.loss, config.loss_options)
     ):
         what = "remembers texts" if remembers else "learns something for each class"
         raise ConfigError(
@@ -226,7 +243,7 @@ def check_fit(config: FitConfig, train: TrainSet) -> None:
 
 def _check_triplets(config: FitConfig, train: TrainSet) -> None:
     held = f"train_data ({train.source}) holds triplets (query,document,negative)"
-    if not takes_triplets(config.loss):
+    if not takes_triplets(config.loss, config.loss_options):
         raise ConfigError(
             f"{config.loss} does not learn from given negatives, but {held}. {FOR_TRIPLETS}"
         )
@@ -238,19 +255,20 @@ def choose_sampler(config: FitConfig, train: TrainSet) -> Sampler:
     """The sampler given, or the one that suits data and loss."""
     if config.sampler != "auto":
         return config.sampler
-    if train.kind in ("pairs", "triplets"):
+    if train.has_queries:
         return "pairs"
-    return "random" if train.kind == "scored" or config.loss in CLASSIFICATION_LOSSES else "class"
+    placed = CLASSIFICATION_LOSSES.issuperset(loss_names(config.loss, config.loss_options))
+    return "random" if train.kind == "scored" or placed else "class"
 
 
 def _labels_wanted(config: FitConfig, train: TrainSet) -> None:
     """Losses on labels take pairs as well: their groups are labels."""
-    if train.kind == "scored":
+    if train.scores is not None:
         raise _scores_unread(config, train)
 
 
 def _pairs_wanted(config: FitConfig, train: TrainSet) -> None:
-    if train.kind == "scored":
+    if train.scores is not None:
         raise _scores_unread(config, train)
     if train.kind == "labelled":
         raise ConfigError(
@@ -262,6 +280,8 @@ def _pairs_wanted(config: FitConfig, train: TrainSet) -> None:
 def _scores_wanted(config: FitConfig, train: TrainSet) -> None:
     if train.kind == "scored":
         return
+    if train.kind == "distillation":
+        raise _scores_unread(config, train)
     labelled = train.kind == "labelled"
     raise ConfigError(
         f"{config.loss} learns from scored pairs (query,document,score), but train_data "
@@ -270,12 +290,40 @@ def _scores_wanted(config: FitConfig, train: TrainSet) -> None:
     )
 
 
+def _distillation_wanted(config: FitConfig, train: TrainSet) -> None:
+    if train.kind == "distillation":
+        return
+    held = {
+        "labelled": f"is labelled. {FOR_LABELS}",
+        "pairs": f"holds pairs. {FOR_PAIRS}",
+        "triplets": (
+            f"holds triplets without scores. {FOR_TRIPLETS} If a column holds the scores, name it "
+            "with `columns`, such as {score: margin}."
+        ),
+        "scored": (
+            "holds scored pairs, which have no negatives. Scored pairs need loss: "
+            f"{SCORED_LOSSES}. If columns hold negatives, name them with `columns`, such as "
+            "{negative: …}."
+        ),
+    }
+    raise ConfigError(
+        f"{config.loss} learns from a teacher's scores of a document and of its negatives "
+        f"(query,document,negative,score), but train_data ({train.source}) {held[train.kind]}"
+    )
+
+
 def _scores_unread(config: FitConfig, train: TrainSet) -> ConfigError:
     chosen = "loss" in config.model_fields_set
+    if train.kind == "distillation":
+        what = f"{config.loss} does not learn from these" if chosen else "no loss was given"
+        return ConfigError(
+            f"train_data ({train.source}) holds a teacher's scores of documents and negatives "
+            f"(query,document,negative,score), and {what}. {FOR_DISTILLATION}"
+        )
     what = f"{config.loss} does not learn from scores" if chosen else "no loss was given"
     return ConfigError(
         f"train_data ({train.source}) holds scored pairs (query,document,score), and {what}: "
-        f"scored pairs need loss: {SCORED_LOSS}. {AS_PAIRS}"
+        f"scored pairs need loss: {SCORED_LOSSES}. {AS_PAIRS}"
     )
 
 
@@ -283,4 +331,5 @@ _MISFITS: dict[Needs, Callable[[FitConfig, TrainSet], None]] = {
     "labels": _labels_wanted,
     "pairs": _pairs_wanted,
     "scores": _scores_wanted,
+    "distillation": _distillation_wanted,
 }

@@ -17,7 +17,7 @@ from ftray.data.dataset import TrainSet
 from ftray.data.plan import ClassBalancedPlan, PairsPlan, Plan
 from ftray.evaluation.spec import EvaluationSpec
 from ftray.losses.metric import CLASSIFICATION_LOSSES
-from ftray.losses.registry import loss_needs
+from ftray.losses.registry import MEMORY_LOSS, loss_names, loss_needs
 from ftray.media import modalities_of
 from ftray.words import counted
 
@@ -37,7 +37,7 @@ def _size(data: TrainSet) -> str:
     groups = len(np.unique(data.groups))
     if data.kind == "labelled":
         return f"{counted(len(data), 'row')} of {counted(groups, 'class', 'classes')}"
-    noun = "triplet" if data.kind == "triplets" else "pair"
+    noun = "triplet" if data.negatives else "pair"
     return f"{counted(len(data), noun)} in {counted(groups, 'group')}"
 
 
@@ -117,7 +117,7 @@ def _keys(rows: Numbers, count: int) -> Numbers:
 def step_note(config: FitConfig, train: TrainSet, plan: Plan) -> str:
     """Of what a text of a whole step is told apart: its positives and negatives."""
     line = f"Each step: {_step(config, train, plan)}, whatever the number of workers"
-    if config.loss == "CrossBatchMemory":
+    if MEMORY_LOSS in loss_names(config.loss, config.loss_options):
         line += ", and those that the loss remembers of the steps before"
     if config.miner is not None:
         line += f"; {config.miner} picks among them"
@@ -126,17 +126,24 @@ def step_note(config: FitConfig, train: TrainSet, plan: Plan) -> str:
 
 def _step(config: FitConfig, train: TrainSet, plan: Plan) -> str:
     size, noun = plan.batch_size, _noun(train.texts)
+    losses = set(loss_names(config.loss, config.loss_options))
     if train.kind == "scored":
+        if losses <= {"AnglELoss", "CoSENTLoss"}:
+            return f"{counted(size, 'pair')}, ranked by their scores"
         return f"{counted(size, 'pair')}, each compared with its score"
     if train.kind == "triplets":
-        return _triplet_step(config, size)
-    if loss_needs(config.loss) == "pairs":
+        return _triplet_step(config, size, train.negatives)
+    if train.kind == "distillation":
+        return f"{counted(size, 'triplet')}, each compared with its teacher's scores"
+    if losses == {"VICRegLoss"}:
+        return f"{counted(size, 'pair')}, each compared with itself; there are no negatives"
+    if loss_needs(config.loss, config.loss_options) == "pairs":
         most = "the" if isinstance(plan, PairsPlan) else "up to"
         return (
             f"{counted(size, 'pair')}; each query is ranked against {most} "
             f"{counted(size - 1, 'other document')} of the global batch (negatives)"
         )
-    if config.loss in CLASSIFICATION_LOSSES:
+    if losses <= CLASSIFICATION_LOSSES:
         classes = counted(train.n_groups, "class", "classes")
         return f"{counted(size, noun)}, each placed among {classes}"
     if train.kind == "pairs":
@@ -157,13 +164,16 @@ def _noun(texts: pa.Array) -> str:
     return noun_of(pa.chunked_array([texts]), held) if len(held) == 1 else "item"
 
 
-def _triplet_step(config: FitConfig, size: int) -> str:
+def _triplet_step(config: FitConfig, size: int, negatives: int) -> str:
+    """Of triplets with so many negatives each."""
     triplets = counted(size, "triplet")
-    if loss_needs(config.loss) != "pairs":
-        return f"{triplets}; each document is told apart from its own negative"
+    own = "negative" if negatives == 1 else "negatives"
+    if loss_needs(config.loss, config.loss_options) != "pairs":
+        return f"{triplets}; each document is told apart from its own {own}"
     return (
-        f"{triplets}; each query is ranked against up to {counted(2 * size - 1, 'other document')} "
-        f"of the global batch ({counted(size, 'negative')} given with the triplets)"
+        f"{triplets}; each query is ranked against up to "
+        f"{counted((1 + negatives) * size - 1, 'other document')} of the global batch "
+        f"({counted(negatives * size, 'negative')} given with the triplets)"
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ftray.data.inputs import read_contents
+from ftray.data.inputs import read_inputs
 from ftray.data.readers import read_records
 from ftray.data.retrieval import retrieval_set
 from tests.data.pictured import (
@@ -106,7 +106,8 @@ def test_what_is_encoded_needs_no_class_folders(classes: Path, tmp_path: Path) -
     (classes / "5.png").write_bytes(encoded(5))
     for folder, count in ((flat, 2), (splits, 2), (classes, 5)):
         assert "Valid: a folder for each class" in refused(folder) or folder == splits
-        items, names = read_contents(folder, modalities=IMAGE)
+        part = read_inputs(folder, modalities=IMAGE).part(0, 9)
+        items, names = part.items, part.names
         assert len(items) == count and {one.modality for one in items} == {"image"}
         assert names == [one.address for one in items]
         assert names == sorted(str(path) for path in folder.rglob("*.png"))
@@ -124,7 +125,8 @@ def test_an_index_may_be_a_folder_without_classes(tmp_path: Path) -> None:
 def test_images_of_an_archive_are_called_as_in_it(classes: Path, tmp_path: Path, pack: str) -> None:
     (classes / "dog/7.png").write_bytes((classes / "cat/0.png").read_bytes())  # equal to another
     make: Callable[..., Path] = zipped if pack == "zip" else tarred
-    items, names = read_contents(make(classes, tmp_path / f"p.{pack}"), modalities=IMAGE)
+    part = read_inputs(make(classes, tmp_path / f"p.{pack}"), modalities=IMAGE).part(0, 9)
+    items, names = part.items, part.names
     assert names == ["cat/0.png", "cat/1.png", "dog/3.png", "dog/7.png", "dog/old/2.png"]
     assert items[0] == items[3] and items[0].address.startswith("sha256:")
     assert np.array_equal(shown_pixels(items[4]), pixels(2))

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from docarray.typing import ImageUrl
 
-from ftray.data.inputs import read_contents
+from ftray.data.inputs import read_inputs
 from ftray.data.readers import CsvOptions, Records, read_records
 from ftray.errors import DataError
 
@@ -409,7 +409,8 @@ def test_banking77_and_medquad_are_read_as_they_are() -> None:
 
 def test_a_list_of_texts_to_encode_is_checked_too() -> None:
     texts = frozenset({"text"})
-    assert read_contents(["a", ""], modalities=texts) == (["a", ""], ["a", ""])
+    part = read_inputs(["a", ""], modalities=texts).part(0, 2)
+    assert part.items == part.names == ["a", ""] and part.ids is None
     for source, wrong in (
         (["a", "b\0ic.png"], "index 1: a text with the character U+0000"),
         (["a", "\0i/etc/hosts"], "index 1: a text with the character U+0000"),
@@ -418,5 +419,5 @@ def test_a_list_of_texts_to_encode_is_checked_too() -> None:
         ([ImageUrl("a.png")], "index 0: the column 'text' holds an address of the kind 'image'"),
     ):
         with pytest.raises(DataError) as error:
-            read_contents(source, modalities=texts)
+            read_inputs(source, modalities=texts)
         assert wrong in str(error.value)

@@ -135,16 +135,6 @@ def test_user_names_the_negative() -> None:
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        (
-            [{"query": "a", "document": "b", "negative": "c", "score": 1}],
-            {},
-            "'negative', 'score' could be the negative of triplets, and the score of pairs",
-        ),
-        (
-            [{"query": "a", "document": "b", "negative": "c", "score": 1}],
-            {"columns": {"negative": "negative", "score": "score"}},
-            "negative, score do not go together",
-        ),
         ([{"a": "b", "c": "d"}], {"columns": {"negative": "a"}}, "the negative 'a' belongs to two"),
         ([("a", "b", "c"), ("d", "e", " ")], {}, "index 1: the third text is empty"),
         ([{"query": "a", "positive": "b", "neg": ""}], {}, "index 0: the negative is empty"),
