@@ -6,14 +6,17 @@ folder.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ftray.errors import ModelError
 from ftray.models.base import Encoder
 from ftray.models.kinds import FACTS
+from ftray.models.lora import merged, save_adapters
 from ftray.record.storage import Storage
 
 __all__ = ["FOLDER", "save_encoder", "write_artifact"]
@@ -30,20 +33,60 @@ def save_encoder(encoder: Encoder, folder: Path, facts: Mapping[str, Any] | None
         facts: what `ftray.json` says of their origin.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    own = encoder.save(folder)
-    text = json.dumps({"format": 1, "kind": encoder.kind, **own, **(facts or {})}, indent=2)
+    with merged(encoder):
+        own = encoder.save(folder)
+    if encoder.adapters:
+        save_adapters(encoder, folder, base=str((facts or {}).get("base_model", encoder.name)))
+    if head := encoder.save_head(folder):
+        own["head"] = head
+    if encoder.caveat:
+        own["note"] = encoder.caveat
+    known = {"kind": encoder.kind, **own, "fingerprint": _fingerprint(folder)}
+    text = json.dumps({"format": 1, **known, **(facts or {})}, indent=2)
     (folder / FACTS).write_text(text, encoding="utf-8")
 
 
-def write_artifact(storage: Storage, encoder: Encoder, facts: dict[str, Any]) -> None:
+def _fingerprint(folder: Path) -> str:
+    """Of all weights in a folder, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.safetensors")):
+        digest.update(file.relative_to(folder).as_posix().encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def write_artifact(
+    storage: Storage, encoder: Encoder, facts: dict[str, Any], *, to_onnx: bool = False
+) -> None:
     """Write `artifact/`: weights as safetensors, the model's files, and `ftray.json`.
 
     Args:
         storage: the run directory.
         encoder: the weights to keep.
         facts: what `ftray.json` says of their origin.
+        to_onnx: whether `onnx/` is to be in it; see `ftray.models.onnx_export`.
+
+    Raises:
+        ModelError: if that fails; the artifact is there without it.
     """
     with tempfile.TemporaryDirectory(prefix="ftray-") as folder:
         save_encoder(encoder, Path(folder), facts)
         storage.delete(FOLDER)
         storage.upload(Path(folder), FOLDER)
+        if to_onnx:
+            _add_graphs(storage, Path(folder), encoder.name)
+
+
+def _add_graphs(storage: Storage, folder: Path, name: str) -> None:
+    from ftray.models.onnx import FOLDER as GRAPHS
+    from ftray.models.onnx_export import export_folder
+
+    try:
+        export_folder(folder, name)
+    except ModelError as error:
+        raise ModelError(
+            f"to_onnx: {error}. The artifact is there without it: {storage.path(FOLDER)}"
+        ) from error
+    storage.upload(folder / GRAPHS, f"{FOLDER}/{GRAPHS}")

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ftray.errors import ModelError
+from ftray.media import Content
 from ftray.models.augment import Augmentation, make_augmentation
 from ftray.models.base import Draws, Encoder, Features, Item, joined
 from ftray.models.kinds import TEXT_AND_IMAGE
@@ -119,6 +120,7 @@ class ClipEncoder(Encoder):
         self._limit = self._limited(max_length)
         self._tokenizer.model_max_length = self._limit  # the artifact keeps it
         self._whole_length = model.config.model_type in LAST_TOKEN
+        self._frozen_towers = tuple(frozen)
         self._frozen = [
             part
             for part_name, part in model.named_children()
@@ -150,14 +152,41 @@ class ClipEncoder(Encoder):
         return int(width)
 
     @property
-    def embedding_dim(self) -> int:
-        """Width D of an embedding."""
+    def backbones(self) -> dict[str, nn.Module]:
+        """The model of transformers, with both towers."""
+        return {"": self.model}
+
+    @property
+    def own_dim(self) -> int:
+        """Width of an embedding before there is a head."""
         return self._dim
 
     @property
     def towers(self) -> tuple[str, ...]:
         """One for each modality."""
         return ("text", "image")
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The towers."""
+        return self.towers
+
+    def branch_of(self, inputs: dict[str, Any]) -> str:
+        """The tower that a forward goes through."""
+        return "image" if "pixel_values" in inputs else "text"
+
+    def branch_of_content(self, content: Content) -> str:
+        """The tower that a thing goes through."""
+        return "text" if isinstance(content, str) else "image"
+
+    def varies(self, content: Content) -> bool:
+        """Whether it is an image, and images are augmented."""
+        return not isinstance(content, str) and self._augmentation is not None
+
+    @property
+    def frozen_branches(self) -> tuple[str, ...]:
+        """All, or the tower that the options freeze."""
+        return super().frozen_branches or self._frozen_towers
 
     def max_tokens(self, role: str = "") -> int:
         """The most tokens of a text, special ones among them, that are not cut."""
@@ -180,7 +209,7 @@ class ClipEncoder(Encoder):
         self.model.get_parameter(weight).requires_grad_(False)
 
     def collate(
-        self, items: Sequence[Item], layout: Layout = "bucketed", draws: Draws | None = None
+        self, items: Sequence[Item], layout: Layout = "auto", draws: Draws | None = None
     ) -> Features:
         """Tokenise texts, decode images, and lay both out; roles make no difference."""
         texts = [i for i, (_, content) in enumerate(items) if isinstance(content, str)]

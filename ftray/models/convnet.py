@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ftray.media import Content
 from ftray.models.augment import Augmentation, make_augmentation
 from ftray.models.base import Draws, Features, Item
 from ftray.models.layout import Layout
 from ftray.models.norm import GlobalBatchNorm
 from ftray.models.options import ConvNetOptions, kept
 from ftray.models.pictures import PictureReader, colour, image_of
+from ftray.models.pooling import GeM
 from ftray.models.request import Request
 from ftray.models.scratch import ScratchEncoder, with_weights
 
@@ -69,15 +71,19 @@ class ConvNetEncoder(ScratchEncoder):
         for number, width in enumerate(options.channels, 1):
             layers[f"stage{number}"] = _stage(channels, width, options)
             channels = width
-        layers["pooling"] = _Pooling(options.pooling)
+        layers["pooling"] = _Pooling(options)
         self._dim = _pooled_dim(options)
         if options.output_dim is not None:
             layers["output"] = nn.Linear(self._dim, options.output_dim)
             self._dim = options.output_dim
         self.net = nn.Sequential(OrderedDict(layers))
 
+    def varies(self, content: Content) -> bool:
+        """Whether images are augmented."""
+        return self._augmentation is not None
+
     def collate(
-        self, items: Sequence[Item], layout: Layout = "bucketed", draws: Draws | None = None
+        self, items: Sequence[Item], layout: Layout = "auto", draws: Draws | None = None
     ) -> Features:
         """Decode, augment where there are draws, and resize: one forward."""
         order = torch.arange(len(items))
@@ -127,14 +133,17 @@ def _pooled_dim(options: ConvNetOptions) -> int:
 class _Pooling(nn.Module):
     """Maps `(n, C, h, w)` to one vector each."""
 
-    def __init__(self, how: str) -> None:
+    def __init__(self, options: ConvNetOptions) -> None:
         super().__init__()
-        self._how = how
+        self._how = options.pooling
+        self.gem = GeM(options.pooling_p) if options.pooling == "gem" else None
 
     def forward(self, maps: Tensor) -> Tensor:
         if self._how == "flatten":
             return maps.flatten(1)
         flat = maps.flatten(2)
+        if self.gem is not None:
+            return self.gem(flat.transpose(1, 2))  # type: ignore[no-any-return]
         if self._how == "mean":
             return flat.mean(2)
         if self._how == "max":

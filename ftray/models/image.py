@@ -9,23 +9,32 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ftray.errors import ConfigError, ModelError
+from ftray.media import Content
 from ftray.models.augment import Augmentation, make_augmentation
 from ftray.models.base import Draws, Encoder, Features, Item
 from ftray.models.layout import Layout
 from ftray.models.norm import synced
 from ftray.models.options import ImageOptions, kept
 from ftray.models.pictures import Mode, decoded, image_of
+from ftray.models.pooling import GeM
 from ftray.models.quiet import quiet
 from ftray.models.request import Request, not_loaded
 
 __all__ = ["ImageEncoder", "load"]
 
-Pooling = Literal["auto", "pooler", "cls", "mean", "max"]
+Pooling = Literal["auto", "pooler", "cls", "mean", "max", "gem"]
 
+POOLING = "pooling.safetensors"
+"""The exponent of pooling gem, beside the folder that transformers load."""
+GEM_NOTE = (
+    f"Its pooling is GeM with the exponent in {POOLING}: ftray applies it, and transformers gives "
+    "the features before."
+)
 _NEVER_TRAINED = ("mask_token",)
 """Weights for pretraining, which embeddings do not need."""
 _CLASS_TOKENS = ("cls_token", "class_embedding")
@@ -61,7 +70,7 @@ def load(request: Request) -> ImageEncoder:
                 f"How '{request.name}' wants its images is not known, as its image processor "
                 f"(preprocessor_config.json) cannot be loaded: {reason}"
             ) from error
-    return ImageEncoder(
+    encoder = ImageEncoder(
         model,
         processor,
         request.name,
@@ -69,6 +78,12 @@ def load(request: Request) -> ImageEncoder:
         pooler_is_trained=_pooler_is_trained(report, request.name),
         augmentation=make_augmentation(request.augmentation, "image"),
     )
+    if encoder.pooling is not None and "options" in request.facts:
+        try:
+            encoder.pooling.load_state_dict(load_file(Path(request.place, POOLING)))
+        except Exception as error:
+            raise not_loaded(request, error) from error
+    return encoder
 
 
 def _pooler_is_trained(report: dict[str, Any], name: str) -> bool:
@@ -131,12 +146,18 @@ class ImageEncoder(Encoder):
         elif pooling == "pooler" and not pooler_is_trained:
             raise self._no_pooling("pooler", "has no trained pooler")
         self.options = options.model_copy(update={"pooling": pooling})
+        self.pooling = GeM(options.pooling_p) if pooling == "gem" else None
         self._dim = int(self._pooled(example).shape[1])
 
     @property
-    def embedding_dim(self) -> int:
-        """Width D of an embedding."""
+    def own_dim(self) -> int:
+        """Width of an embedding before there is a head."""
         return self._dim
+
+    @property
+    def backbones(self) -> dict[str, nn.Module]:
+        """The model of transformers."""
+        return {"": self.model}
 
     @torch.no_grad()
     def _example(self) -> Any:
@@ -175,11 +196,13 @@ class ImageEncoder(Encoder):
                 raise self._no_pooling(how, "has no class token")
             return last[:, 0]
         tokens = last.flatten(2).transpose(1, 2) if last.ndim == 4 else last  # maps (n, D, h, w)
+        if self.pooling is not None:
+            return self.pooling(tokens)  # type: ignore[no-any-return]
         return tokens.mean(1) if how == "mean" else tokens.amax(1)
 
     def _no_pooling(self, how: Pooling, why: str) -> ConfigError:
         return ConfigError(
-            f"model_options.pooling = '{how}': '{self.name}' {why}. Valid: auto, mean, max"
+            f"model_options.pooling = '{how}': '{self.name}' {why}. Valid: auto, mean, max, gem"
         )
 
     def train(self, mode: bool = True) -> ImageEncoder:
@@ -191,8 +214,12 @@ class ImageEncoder(Encoder):
                     layer.eval()
         return self
 
+    def varies(self, content: Content) -> bool:
+        """Whether images are augmented."""
+        return self._augmentation is not None
+
     def collate(
-        self, items: Sequence[Item], layout: Layout = "bucketed", draws: Draws | None = None
+        self, items: Sequence[Item], layout: Layout = "auto", draws: Draws | None = None
     ) -> Features:
         """Decode, augment where there are draws, and pre-process as the model does: one forward."""
         order = torch.arange(len(items))
@@ -219,6 +246,12 @@ class ImageEncoder(Encoder):
         """Embeddings of images, `(rows, D)`."""
         return self._pooled(self.model(inputs["pixel_values"], **self._more))
 
+    @property
+    def caveat(self) -> str:
+        """What transformers does not know of it."""
+        gem = "" if self.pooling is None else f"{GEM_NOTE} "
+        return (gem + super().caveat).strip()
+
     def freeze(self, weight: str) -> None:
         """Leave a weight, by its name in the transformers model, as it is."""
         self.model.get_parameter(weight).requires_grad_(False)
@@ -228,6 +261,8 @@ class ImageEncoder(Encoder):
         with quiet():
             self.model.save_pretrained(str(folder))
             self.processor.save_pretrained(str(folder))
+        if self.pooling is not None:
+            save_file(self.pooling.state_dict(), folder / POOLING)
         return {"options": self.options.model_dump(mode="json")}
 
 

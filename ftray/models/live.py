@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ftray.errors import ModelError
 from ftray.models.module import ModuleParts, keep_module
 from ftray.models.quiet import quiet
 
-__all__ = ["LiveModel", "copy_model", "copy_module"]
+__all__ = ["LiveModel", "copy_model", "copy_module", "copy_object"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,21 @@ class LiveModel:
         """What the log says of it."""
         what = "a SentenceTransformer" if self.module is None else f"a {self.name}"
         return f"model: {what} object, fingerprint {self.fingerprint}"
+
+
+def copy_object(
+    model: Any, parent: Path, preprocess_fn: Any = None, collate_fn: Any = None
+) -> LiveModel:
+    """Write a `SentenceTransformer`, or another module with its functions, below `parent`.
+
+    Raises:
+        ModelError: if it cannot be written, or would be another model when it is loaded again.
+    """
+    packages = sys.modules.get("sentence_transformers")
+    if packages is not None and isinstance(model, packages.SentenceTransformer):
+        return copy_model(model, parent)
+    parts = ModuleParts(module=model, preprocess_fn=preprocess_fn, collate_fn=collate_fn)
+    return copy_module(parts, parent)
 
 
 def copy_module(parts: ModuleParts, parent: Path) -> LiveModel:

@@ -74,8 +74,12 @@ class MLPEncoder(ScratchEncoder):
         self.net = nn.Sequential(*layers)
         self._width, self._dim = widths[0], widths[-1]
 
+    def varies(self, content: Content) -> bool:
+        """No features are augmented."""
+        return False
+
     def collate(
-        self, items: Sequence[Item], layout: Layout = "bucketed", draws: Draws | None = None
+        self, items: Sequence[Item], layout: Layout = "auto", draws: Draws | None = None
     ) -> Features:
         """Read the vectors: one forward; features are not augmented."""
         order = torch.arange(len(items))
@@ -101,6 +105,10 @@ class MLPEncoder(ScratchEncoder):
     def encode(self, inputs: dict[str, Any]) -> Tensor:
         """Embeddings of vectors, `(rows, D)`."""
         embeddings: Tensor = self.net(inputs["features"])
+        return embeddings
+
+    def finished(self, embeddings: Tensor) -> Tensor:
+        """Of length 1, where `l2` asks for it."""
         return normalize(embeddings, dim=1) if self.options.l2 else embeddings
 
     def freeze(self, weight: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import default_collate
@@ -31,7 +32,7 @@ from ftray.models.layout import Layout
 from ftray.models.norm import synced
 from ftray.models.options import ModuleOptions, checked
 from ftray.models.pictures import decoded
-from ftray.models.request import Request
+from ftray.models.request import Request, not_loaded
 
 __all__ = ["ModuleEncoder", "ModuleParts", "keep_module", "load"]
 
@@ -96,18 +97,20 @@ def load(request: Request) -> ModuleEncoder:
         )
     module = copy.deepcopy(parts.module)
     file = Path(request.place) / WEIGHTS
-    if file.is_file():
-        try:
-            module.load_state_dict(load_file(file))
-        except RuntimeError as error:
-            said = str(error).splitlines()[0]
-            raise ModelError(
-                f"The weights in '{request.name}' are not those of {parts.name}: {said}"
-            ) from None
+    try:
+        module.load_state_dict(load_file(file))
+    except RuntimeError as error:
+        said = str(error).splitlines()[0]
+        raise ModelError(
+            f"The weights in '{request.name}' are not those of {parts.name}: {said}"
+        ) from None
+    except (OSError, SafetensorError) as error:
+        raise not_loaded(request, error) from error
     options: ModuleOptions = checked("module", request.options, parts.name)
     facts = request.facts
     modality = options.modality or facts.get("modality")
-    return ModuleEncoder(parts, module, request.name, options, modality, facts.get("dim"))
+    dim = options.embedding_dim or facts.get("dim")
+    return ModuleEncoder(parts, module, request.name, options, modality, dim)
 
 
 class ModuleEncoder(Encoder):
@@ -146,8 +149,8 @@ class ModuleEncoder(Encoder):
         self.couples_rows = False if self._frozen_norms else synced(module)
 
     @property
-    def embedding_dim(self) -> int:
-        """Width D of an embedding, as `measure` found it.
+    def own_dim(self) -> int:
+        """Width of what the module gives, as `measure` found it.
 
         Raises:
             ModelError: before.
@@ -167,7 +170,8 @@ class ModuleEncoder(Encoder):
         was_training = self.training
         self.eval()
         with torch.no_grad():
-            self._dim = int(self(self.collate([("", content)])).shape[1])
+            inputs = self.collate([("", content)]).forwards[0]
+            self._dim = int(self.encode(self._moved(inputs)).shape[1])
         self.train(was_training)
 
     def train(self, mode: bool = True) -> ModuleEncoder:
@@ -179,8 +183,12 @@ class ModuleEncoder(Encoder):
                     part.eval()
         return self
 
+    def varies(self, content: Content) -> bool:
+        """Whether the preprocess_fn draws at random."""
+        return self._draws
+
     def collate(
-        self, items: Sequence[Item], layout: Layout = "bucketed", draws: Draws | None = None
+        self, items: Sequence[Item], layout: Layout = "auto", draws: Draws | None = None
     ) -> Features:
         """Make the inputs of one forward by the user's functions."""
         if not items:
@@ -221,6 +229,12 @@ class ModuleEncoder(Encoder):
             found = self._called(self.module, "module", *batch)
         else:
             found = self._called(self.module, "module", batch)
+        width = found.shape[1] if isinstance(found, Tensor) and found.ndim == 2 else None
+        if None not in (width, self._dim) and width != self._dim:
+            raise ModelError(
+                f"The module '{self.name}' gives embeddings of the width {width}, not of "
+                f"{self._dim} (model_options.embedding_dim)"
+            )
         if not isinstance(found, Tensor) or found.ndim != 2:
             shape = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found)
             raise ModelError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -33,22 +33,60 @@ class ModelOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+LEARNT_P = 3.0
+_POOLING_P = Field(
+    LEARNT_P,
+    ge=1,
+    le=100,
+    description="Of pooling gem: its exponent at first, 1 the mean, more towards the maximum; it "
+    "is learnt.",
+)
+
+
+def _of_gem(p: float, info: ValidationInfo) -> float:
+    """Refuse an exponent that nothing would use."""
+    pooling = info.data.get("pooling", "gem")
+    if p != LEARNT_P and pooling != "gem":
+        raise ValueError(f"it belongs to pooling: gem, and not to {pooling}")
+    return p
+
+
 class TextOptions(ModelOptions):
-    """sentence-transformers has no further options."""
+    """A model of sentence-transformers, or of transformers with a mean over its tokens."""
+
+    pooling: Literal[
+        "auto", "mean", "max", "cls", "lasttoken", "mean_sqrt_len_tokens", "weightedmean", "gem"
+    ] = Field(
+        "auto",
+        description="How the tokens' features become one vector: sentence-transformers' ways, or "
+        "gem, the generalised mean; auto = as the model says.",
+    )
+    pooling_p: float = _POOLING_P
+    prompts: dict[Literal["query", "document"], str] | None = Field(
+        None,
+        description="What is put before queries and before documents, as {query: 'query: ', "
+        "document: 'passage: '}; a role that is not named keeps the model's own.",
+    )
+
+    _p_is_of_gem = field_validator("pooling_p")(_of_gem)
 
 
 class ImageOptions(ModelOptions):
     """A vision model of transformers."""
 
-    pooling: Literal["auto", "pooler", "cls", "mean", "max"] = Field(
+    pooling: Literal["auto", "pooler", "cls", "mean", "max", "gem"] = Field(
         "auto",
         description="What of the last layer is the embedding: the model's own pooler's output, the "
-        "first token, the mean, or the maximum; auto = pooler if there is a trained one, else cls.",
+        "first token, the mean, the maximum, or gem, the generalised mean; auto = pooler if there "
+        "is a trained one, else cls.",
     )
+    pooling_p: float = _POOLING_P
     image_size: int | None = Field(
         None, ge=8, description="Height and width in pixels; None = as the model was trained."
     )
     batch_norm: BatchNorm = Field("frozen", description=_BATCH_NORM)
+
+    _p_is_of_gem = field_validator("pooling_p")(_of_gem)
 
 
 class ConvNetOptions(ModelOptions):
@@ -63,9 +101,11 @@ class ConvNetOptions(ModelOptions):
     norm: Literal["batch", "group", "none"] = Field(
         "batch", description="batch: statistics of the whole global batch."
     )
-    pooling: Literal["flatten", "mean", "max", "meanmax"] = Field(
-        "flatten", description="How the last map of features becomes one vector."
+    pooling: Literal["flatten", "mean", "max", "meanmax", "gem"] = Field(
+        "flatten",
+        description="How the last map of features becomes one vector; gem = the generalised mean.",
     )
+    pooling_p: float = _POOLING_P
     output_dim: int | None = Field(
         64, ge=1, description="Width of the embedding, by a linear layer; None = no such layer."
     )
@@ -111,6 +151,8 @@ class ConvNetOptions(ModelOptions):
         if given is not None and len(given) not in (1, channels):
             raise ValueError(f"1 number or {channels}, for each channel, is expected")
         return given
+
+    _p_is_of_gem = field_validator("pooling_p")(_of_gem)
 
 
 class MLPOptions(ModelOptions):
@@ -166,6 +208,9 @@ class ModuleOptions(ModelOptions):
     modality: Literal["text", "image", "points", "features"] | None = Field(
         None, description="What its preprocess_fn takes; None = as the training data has."
     )
+    embedding_dim: int | None = Field(
+        None, ge=1, description="Width of what it gives; None = found by encoding one thing."
+    )
     batch_norm: BatchNorm = Field("synced", description=_BATCH_NORM)
 
 
@@ -182,6 +227,17 @@ OPTIONS: dict[str, type[ModelOptions]] = {
 """By the kind of the model."""
 
 
+FORMERLY = {"pooler": "pooling", "pooler_options": "pooling_p"}
+"""Names that Finetuner had for options."""
+
+
+def _hint(option: str, known: Collection[str]) -> str:
+    """What may have been meant by the name of no option."""
+    if FORMERLY.get(option) in known:
+        return f" Finetuner's {option} is called '{FORMERLY[option]}' here."
+    return nearest(option, known)
+
+
 def checked(kind: str, given: dict[str, Any], name: str) -> Any:
     """The options of a model of some kind.
 
@@ -195,8 +251,8 @@ def checked(kind: str, given: dict[str, Any], name: str) -> Any:
         first = error.errors()[0]
         option = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            there = nearest(option, model.model_fields) if model.model_fields else " It has none."
-            raise ConfigError(f"model_options: '{name}' has no option '{option}'.{there}") from None
+            hint = _hint(option, model.model_fields)
+            raise ConfigError(f"model_options: '{name}' has no option '{option}'.{hint}") from None
         said = first["msg"].removeprefix("Value error, ")
         raise ConfigError(
             f"model_options.{option} = {first['input']!r}: {said[:1].lower()}{said[1:]} "

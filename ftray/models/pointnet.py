@@ -74,12 +74,12 @@ class PointNetEncoder(ScratchEncoder):
         self.net = _Net(options)
 
     @property
-    def embedding_dim(self) -> int:
-        """Width D of an embedding."""
+    def own_dim(self) -> int:
+        """Width of an embedding before there is a head."""
         return self.options.output_dim
 
     def collate(
-        self, items: Sequence[Item], layout: Layout = "bucketed", draws: Draws | None = None
+        self, items: Sequence[Item], layout: Layout = "auto", draws: Draws | None = None
     ) -> Features:
         """Read, draw points, and augment where there are draws: one forward.
 

@@ -18,7 +18,8 @@ from ftray.models.base import Encoder
 from ftray.models.catalogue import ALIASES, MODELS, SCRATCH, RegisteredModel
 from ftray.models.kinds import MODEL_FILES, kind_of, modalities_of_kind
 from ftray.models.options import checked
-from ftray.models.request import Request
+from ftray.models.request import Request, not_loaded
+from ftray.models.surgery import Surgery, operate, options_of
 from ftray.record.storage import Storage
 
 __all__ = ["check_options", "load_encoder", "locate_model", "model_modalities"]
@@ -140,6 +141,7 @@ def load_encoder(
     seed: int = 0,
     module: Any = None,
     called: str | None = None,
+    surgery: Surgery | None = None,
 ) -> Encoder:
     """Load an encoder, in float32, on `device`.
 
@@ -153,10 +155,11 @@ def load_encoder(
         seed: of weights that are made.
         called: what messages call it; None = its name.
         module: a `ModuleParts` (`ftray.models.module`), for a folder with its weights.
+        surgery: what is frozen, and what is put behind the model; None = nothing.
 
     Raises:
         ModelError: if it cannot be found or loaded, with the reason.
-        ConfigError: for options that the model does not have.
+        ConfigError: for options that the model does not have, or a surgery that it cannot have.
     """
     place = locate_model(name)
     request = Request(
@@ -169,14 +172,17 @@ def load_encoder(
         seed=seed,
         module=module,
     )
+    surgery = surgery or Surgery()
     if "://" in place:
         with Storage(place).local_copy("") as folder:
-            return _load(replace(request, place=str(folder)), device)
-    return _load(request, device)
+            return _load(replace(request, place=str(folder)), device, surgery)
+    return _load(request, device, surgery)
 
 
-def _load(request: Request, device: torch.device | str) -> Encoder:
+def _load(request: Request, device: torch.device | str, surgery: Surgery) -> Encoder:
     kind, facts = kind_of(request.place, ask_hub=True)
+    options = options_of(request.name, request.place, request.options, surgery)
+    request = replace(request, options=options)
     load = importlib.import_module(f"ftray.models.{LOADERS[kind or 'text']}").load
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(request.seed)
@@ -186,4 +192,10 @@ def _load(request: Request, device: torch.device | str) -> Encoder:
             raise ConfigError(f"max_length is about texts: '{request.name}' has no use for it")
     for weight in facts.get("frozen", ()):
         encoder.freeze(weight)
+    if "head" in facts:
+        try:
+            encoder.adopt_head(facts["head"], Path(request.place))
+        except Exception as error:  # not there, damaged, or no safetensors at all
+            raise not_loaded(request, error) from error
+    operate(encoder, surgery, request.seed)
     return encoder.float().to(device)

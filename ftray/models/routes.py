@@ -7,7 +7,7 @@ through a large one.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def _width(path: list[nn.Module]) -> int | None:
     return None
 
 
-def local_towers(place: str) -> tuple[str, ...] | None:
+def local_towers(place: str, options: Mapping[str, Any] | None = None) -> tuple[str, ...] | None:
     """`Encoder.towers` of a model, told without loading it.
 
     None where that takes the model itself: a hub id, a URI, a model with routes, or a damaged one.
@@ -102,12 +102,12 @@ def local_towers(place: str) -> tuple[str, ...] | None:
     if kind not in ("text", None):
         return ("text", "image") if kind in ("clip", "two-towers") else ()
     try:
-        return _towers_of(place)
+        return _towers_of(place, (options or {}).get("prompts") or {})
     except (ValueError, TypeError, KeyError, AttributeError):  # loading it will say what is wrong
         return None
 
 
-def _towers_of(place: str) -> tuple[str, ...] | None:
+def _towers_of(place: str, asked: Mapping[str, str]) -> tuple[str, ...] | None:
     folder = Path(place)
     if "://" in place or not folder.is_dir():
         return None
@@ -119,7 +119,7 @@ def _towers_of(place: str) -> tuple[str, ...] | None:
     if any(options.get(name) for name in LENGTHS):
         return None
     config = _json(folder / "config_sentence_transformers.json") or {}
-    prompts, default = config.get("prompts") or {}, config.get("default_prompt_name")
+    prompts, default = {**(config.get("prompts") or {}), **asked}, config.get("default_prompt_name")
     query, document = (prompts.get(role if role in prompts else default) or "" for role in ROLES)
     return ROLES if query != document else ()
 

@@ -34,8 +34,8 @@ class ScratchEncoder(Encoder):
     _dim: int
 
     @property
-    def embedding_dim(self) -> int:
-        """Width D of an embedding."""
+    def own_dim(self) -> int:
+        """Width of an embedding before there is a head."""
         return self._dim
 
     def save(self, folder: Path) -> dict[str, Any]:

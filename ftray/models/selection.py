@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from torch import Tensor
 
 from ftray.errors import ConfigError, ModelError, nearest
@@ -77,8 +78,13 @@ class OneTower(Encoder):
         return self.whole.kind
 
     @property
-    def embedding_dim(self) -> int:
-        """Width D of an embedding."""
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.whole.device
+
+    @property
+    def own_dim(self) -> int:
+        """Width D of an embedding; the whole model's head is behind it."""
         return self.whole.embedding_dim
 
     def max_tokens(self, role: str = "") -> int | None:
@@ -96,7 +102,7 @@ class OneTower(Encoder):
         return self.whole.cost(content)
 
     def collate(
-        self, items: Sequence[Item], layout: Layout = "bucketed", draws: Draws | None = None
+        self, items: Sequence[Item], layout: Layout = "auto", draws: Draws | None = None
     ) -> Features:
         """Make ready what the tower takes.
 
@@ -115,7 +121,7 @@ class OneTower(Encoder):
 
     def encode(self, inputs: dict[str, Any]) -> Tensor:
         """Embeddings of one forward pass."""
-        return self.whole.encode(inputs)
+        return self.whole.embed(inputs)
 
     def freeze(self, weight: str) -> None:
         """Leave a weight as it is, by its name in the model that is saved."""

@@ -2,13 +2,13 @@
 
 The module stack (transformer, pooling, normalisation, dense layers, routes for queries and for
 documents), its prompts and its file format are sentence-transformers'. What is ours is the layout:
-the texts of a step go through the stack in several forwards of similar length.
+the texts of a step go through the stack packed, or in several forwards of similar length.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,16 @@ from torch import Tensor, nn
 from ftray.errors import ModelError
 from ftray.media import Content, Media
 from ftray.models.base import Draws, Encoder, Features, Item
-from ftray.models.layout import Layout, cut_by_length
-from ftray.models.options import checked
+from ftray.models.layout import Layout, forwards_of
+from ftray.models.options import TextOptions, checked
+from ftray.models.packing import (
+    PACKED,
+    TRIED,
+    Packer,
+    difference,
+    packed_embedding,
+    packer_of,
+)
 from ftray.models.quiet import quiet
 from ftray.models.request import Request, not_loaded
 from ftray.models.routes import ROLES, check_widths, path_of, takes_task
@@ -35,13 +43,17 @@ PER_TEXT = ("input_ids", "attention_mask", "token_type_ids")
 
 def load(request: Request) -> TextEncoder:
     """A `SentenceTransformer` folder, transformers folder, or hub id."""
-    checked("text", request.options, request.name)
+    options: TextOptions = checked("text", request.options, request.name)
     with quiet():
         from sentence_transformers import SentenceTransformer
 
+        from ftray.models import stack
+
         try:
-            model = SentenceTransformer(
+            # it has no public way to take classes of ours without trusting the code of folders
+            model = SentenceTransformer._load_with_module_classes(
                 request.place,
+                stack.OWN_MODULES,
                 device="cpu",
                 trust_remote_code=False,
                 # what ftray wrote is safetensors: a pickle in its place is somebody else's
@@ -49,6 +61,7 @@ def load(request: Request) -> TextEncoder:
             )
         except Exception as error:
             raise not_loaded(request, error) from error
+        stack.changed(model, options, request.name)
     return TextEncoder(model.float(), request.name, request.max_length)
 
 
@@ -71,6 +84,10 @@ class TextEncoder(Encoder):
         check_widths(model, name)
         if max_length is not None:
             self._limit(max_length)
+        self._head: str | None = None
+        self._packer: Packer | None = None
+        self.not_packed = self._try_packing()
+        """Why texts are not packed; "" where they are."""
 
     def _limit(self, max_length: int) -> None:
         if max_length < SHORTEST:
@@ -91,9 +108,47 @@ class TextEncoder(Encoder):
             part.max_seq_length = max_length  # type: ignore[assignment]
 
     @property
-    def embedding_dim(self) -> int:
-        """Width D of an embedding."""
+    def backbones(self) -> dict[str, nn.Module]:
+        """The models of transformers; several, by the roles of their texts, where there are."""
+        from sentence_transformers.base.modules import Transformer
+
+        firsts = {role: self._path(role)[0] for role in ROLES}
+        if firsts["query"] is firsts["document"]:
+            firsts = {"": firsts["query"]}
+        return {
+            role: first.model for role, first in firsts.items() if isinstance(first, Transformer)
+        }
+
+    @property
+    def own_dim(self) -> int:
+        """Width of an embedding before there is a head."""
         return int(self.model.get_embedding_dimension())
+
+    def attach_head(self, dim: int) -> None:
+        """Put a `Dense` of sentence-transformers behind the model, before its normalisation."""
+        from ftray.models import stack
+
+        self._head = stack.insert_head(self.model, self.own_dim, dim)
+
+    @property
+    def head_prefix(self) -> str | None:
+        """How the names of the head's weights begin; None without a head that ftray attached."""
+        return None if self._head is None else f"model.{self._head}."
+
+    def adopt_head(self, facts: Mapping[str, Any], folder: Path) -> None:
+        """Know again which module is the head."""
+        self._head = str(facts["module"])
+
+    @property
+    def caveat(self) -> str:
+        """What sentence-transformers needs to load it: it has no GeM."""
+        from ftray.models import stack
+
+        return stack.GEM_NOTE if stack.has_gem(self.model) else ""
+
+    def save_head(self, folder: Path) -> dict[str, Any] | None:
+        """What `ftray.json` says of the head: it is a module of the model like the others."""
+        return None if self._head is None else {"dim": self.own_dim, "module": self._head}
 
     def freeze(self, weight: str) -> None:
         """Leave a weight, by its name in the sentence-transformers model, as it is."""
@@ -164,8 +219,27 @@ class TextEncoder(Encoder):
         )
         return [len(ids) for ids in found["input_ids"]]
 
+    def _try_packing(self) -> str:
+        """Find out whether packed rows give the same embeddings; the reason where they do not."""
+        if self._by_task:
+            return "its queries and documents go separate ways"
+        path = self._path("")
+        left = getattr(getattr(path[0], "tokenizer", None), "padding_side", "right") == "left"
+        packer = packer_of(path, left)
+        if isinstance(packer, str):
+            return packer
+        self._packer = packer
+        items = [("", text) for text in TRIED]
+        was_training = self.training
+        self.eval()
+        found = difference(lambda layout: self(self.collate(items, layout)))
+        self.train(was_training)
+        if found:
+            self._packer = None
+        return found
+
     def collate(
-        self, items: Sequence[Item], layout: Layout = "bucketed", draws: Draws | None = None
+        self, items: Sequence[Item], layout: Layout = "auto", draws: Draws | None = None
     ) -> Features:
         """Tokenise and lay out; texts are not augmented."""
         groups: dict[tuple[str, str], list[int]] = {}
@@ -233,20 +307,56 @@ class TextEncoder(Encoder):
             return
         lengths = features["attention_mask"].sum(dim=1).tolist()
         left = getattr(self._path(role)[0].tokenizer, "padding_side", "right") == "left"
-        for rows in cut_by_length(lengths, layout):
-            width = max(lengths[i] for i in rows)
-            columns = slice(-width, None) if left else slice(0, width)
-            index = torch.tensor(rows)
-            forward = {
-                name: value[index][:, columns] if name in PER_TEXT else value
-                for name, value in features.items()
-            }
-            yield forward, rows, sum(lengths[i] for i in rows), len(rows) * width
+        shared = {name: value for name, value in features.items() if name not in PER_TEXT}
+        packer = self._packer
+        if packer is None and layout != "padded":
+            layout = "bucketed"
+        for laid in forwards_of(lengths, layout):
+            texts = laid.texts
+            if packer is not None and laid.is_packed:
+                forward = shared | packer.inputs(features, lengths, laid)
+            else:
+                columns = slice(-laid.width, None) if left else slice(0, laid.width)
+                index = torch.tensor(texts)
+                own = {name: features[name] for name in PER_TEXT if name in features}
+                forward = shared | {name: value[index][:, columns] for name, value in own.items()}
+            yield forward, texts, sum(lengths[i] for i in texts), laid.tokens
 
     def encode(self, inputs: dict[str, Any]) -> Tensor:
         """Embeddings of one forward pass through the stack."""
+        if PACKED in inputs:
+            return packed_embedding(self._path(""), inputs)
         embedding: Tensor = self.model(inputs)["sentence_embedding"]
         return embedding
+
+    def varies(self, content: Content) -> bool:
+        """No text is augmented."""
+        return False
+
+    @property
+    def _parts(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """The modules before the head that ftray attached, and the head with what follows it."""
+        modules = list(self.model)
+        names = [name for name, _ in self.model.named_children()]
+        cut = len(names) if self._head is None else names.index(self._head)
+        return modules[:cut], modules[cut:]
+
+    def first_part(self, inputs: dict[str, Any]) -> Tensor:
+        """What comes out before the head, `(rows, F)`."""
+        before, _ = self._parts
+        if PACKED in inputs:
+            return packed_embedding(before, inputs)
+        for module in before:
+            inputs = module(inputs)
+        embedding: Tensor = inputs["sentence_embedding"]
+        return embedding
+
+    def last_part(self, features: Tensor, branch: str) -> Tensor:
+        """The head, and what follows it."""
+        found = {"sentence_embedding": features}
+        for module in self._parts[1]:
+            found = module(found)
+        return found["sentence_embedding"]
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write a folder that `SentenceTransformer(folder)` loads; weights as safetensors."""

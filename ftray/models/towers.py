@@ -120,17 +120,53 @@ class TwoTowersEncoder(Encoder):
 
     def coupled(self, content: Content) -> bool:
         """Whether a thing's embedding depends on others of the step, in training."""
-        return self._couples(_tower_of(content))
+        return self.couples_rows and self._couples(_tower_of(content))
 
     @property
-    def embedding_dim(self) -> int:
-        """Width D of an embedding."""
+    def trained_parts(self) -> tuple[Encoder, ...]:
+        """The towers that are not frozen."""
+        return tuple(self._tower(name) for name in TOWERS if name not in self._options.frozen)
+
+    @property
+    def own_dim(self) -> int:
+        """Width of an embedding before there is a head."""
         return self._dim
 
     @property
     def towers(self) -> tuple[str, ...]:
         """One for each modality."""
         return TOWERS
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The towers."""
+        return TOWERS
+
+    def branch_of(self, inputs: dict[str, Any]) -> str:
+        """The tower that a forward goes through."""
+        return str(inputs["tower"])
+
+    def branch_of_content(self, content: Content) -> str:
+        """The tower that a thing goes through."""
+        return _tower_of(content)
+
+    def varies(self, content: Content) -> bool:
+        """Whether its tower augments it."""
+        return self._tower(_tower_of(content)).varies(content)
+
+    @property
+    def frozen_branches(self) -> tuple[str, ...]:
+        """All, or the towers that the options freeze."""
+        return super().frozen_branches or self._options.frozen
+
+    def first_part(self, inputs: dict[str, Any]) -> Tensor:
+        """What a tower gives, before its projection, `(rows, F)`."""
+        own = {name: value for name, value in inputs.items() if name != "tower"}
+        return self._tower(inputs["tower"]).embed(own)
+
+    def last_part(self, features: Tensor, branch: str) -> Tensor:
+        """The projection, and what follows it."""
+        return super().last_part(self.projections[branch](features), branch)
 
     def max_tokens(self, role: str = "") -> int | None:
         """The most tokens of a text that are not cut; None if there is no limit."""
@@ -148,7 +184,7 @@ class TwoTowersEncoder(Encoder):
         return self
 
     def collate(
-        self, items: Sequence[Item], layout: Layout = "bucketed", draws: Draws | None = None
+        self, items: Sequence[Item], layout: Layout = "auto", draws: Draws | None = None
     ) -> Features:
         """Each item as its tower makes it ready; what is no text goes to the other."""
         parts = []
@@ -168,7 +204,7 @@ class TwoTowersEncoder(Encoder):
         own = {name: value for name, value in inputs.items() if name != "tower"}
         graph = torch.no_grad() if tower in self._options.frozen else contextlib.nullcontext()
         with graph:
-            embeddings = self._tower(tower).encode(own)
+            embeddings = self._tower(tower).embed(own)
         projected: Tensor = self.projections[tower](embeddings)
         return projected
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftray.models.layout import FORWARD_COST_TOKENS, cut_by_length
+from ftray.models.layout import FORWARD_COST_TOKENS, Forward, cut_by_length, forwards_of
 
 lengths_of_texts = st.lists(st.integers(1, 512), min_size=1, max_size=80)
 quick = settings(max_examples=80, deadline=None, derandomize=True)
@@ -77,3 +77,40 @@ def test_few_short_texts_are_not_worth_two_forwards() -> None:
 
 def test_no_texts_are_no_forward() -> None:
     assert cut_by_length([], "bucketed") == cut_by_length([], "padded") == []
+
+
+def total(forwards: list[Forward]) -> float:
+    return sum(forward.cost for forward in forwards)
+
+
+@quick
+@given(lengths=lengths_of_texts)
+def test_every_text_is_in_one_row_and_every_row_has_room_for_its_texts(lengths: list[int]) -> None:
+    for layout in ("auto", "packed", "bucketed", "padded"):
+        forwards = forwards_of(lengths, layout)  # type: ignore[arg-type]
+        assert sorted(itertools.chain(*(f.texts for f in forwards))) == list(range(len(lengths)))
+        for forward in forwards:
+            filled = [sum(lengths[i] for i in row) for row in forward.rows]
+            assert all(filled) and max(filled) == forward.width
+            assert forward.tokens == len(filled) * forward.width
+
+
+@quick
+@given(lengths=lengths_of_texts)
+def test_auto_is_never_dearer_than_any_other_layout(lengths: list[int]) -> None:
+    auto = total(forwards_of(lengths, "auto"))
+    for layout in ("packed", "bucketed"):
+        assert auto <= total(forwards_of(lengths, layout))  # type: ignore[arg-type]
+
+
+def test_short_texts_are_packed_and_texts_of_one_length_are_not() -> None:
+    (short,) = forwards_of([5, 9, 12, 30, 7, 7, 21] * 10, "auto")
+    assert short.is_packed and short.tokens < 1.05 * sum([5, 9, 12, 30, 7, 7, 21] * 10)
+    (alike,) = forwards_of([100] * 32, "auto")
+    assert not alike.is_packed and alike.tokens == 3200
+    assert forwards_of([], "auto") == []
+
+
+def test_a_layout_is_a_function_of_the_lengths() -> None:
+    lengths = [3, 50, 8, 8, 20, 64, 11]
+    assert forwards_of(lengths, "auto") == forwards_of(list(lengths), "auto")

@@ -75,8 +75,8 @@ def test_an_unknown_option_or_value_is_refused_with_the_nearest() -> None:
         load_encoder("convnet", options={"chanels": [8]})
     with pytest.raises(ConfigError, match=r"model_options.norm = 'layer'.*'batch'"):
         checked("convnet", {"norm": "layer"}, "convnet")
-    with pytest.raises(ConfigError, match=r"'minilm' has no option 'pooling'. It has none"):
-        checked("text", {"pooling": "cls"}, "minilm")
+    with pytest.raises(ConfigError, match=r"'minilm' has no option 'poling'. Did you mean"):
+        checked("text", {"poling": "cls"}, "minilm")
 
 
 def test_the_command_lists_names_and_options() -> None:
@@ -85,7 +85,7 @@ def test_the_command_lists_names_and_options() -> None:
     assert [row["name"] for row in rows] == ["mlp"]
     shown = runner.invoke(app, ["models", "convnet"]).stdout
     assert "channels" in shown and "[32, 64, 128]" in shown
-    assert "has no options" in runner.invoke(app, ["models", "minilm"]).stdout
+    assert "pooling_p" in runner.invoke(app, ["models", "minilm"]).stdout
 
 
 def test_an_artifacts_options_are_its_own(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from ftray.data.readers import read_records
 from ftray.losses import contrastive
 from ftray.losses.registry import build_loss
 from ftray.models import layout as layouts
+from ftray.models import packing
 from ftray.models.layout import Layout
 from ftray.models.registry import load_encoder
 from ftray.models.text import TextEncoder
@@ -27,10 +28,20 @@ from ftray.training.precision import Precision
 from ftray.training.step import forward_backward, own_texts
 from tests.tiny import WORDS
 
-__all__ = ["CASES", "MODELS", "MUTATIONS", "Case", "Outcome", "gather_shares", "run_table"]
+__all__ = [
+    "CASES",
+    "LAYOUTS",
+    "MODELS",
+    "MUTATIONS",
+    "Case",
+    "Outcome",
+    "gather_shares",
+    "run_table",
+]
 __all__ += ["sentences"]
 
 SEED = (7, 1, 3)
+LAYOUTS: tuple[Layout, ...] = ("padded", "bucketed", "packed")
 MAX_GRAD_NORM = 1.5
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -117,13 +128,13 @@ CASES = [
     for loss, options in losses
     for data in DATA
     if data.startswith(kind)
-    for layout in ("padded", "bucketed")
+    for layout in LAYOUTS
 ]
 CASES += [
     Case(loss, "pairs, shared", options, layout, model)
     for loss, options in (PAIR_LOSSES[1], ("SupConLoss", ()), ("ArcFaceLoss", ()))
     for model in MODELS
-    for layout in ("padded", "bucketed")
+    for layout in LAYOUTS
     if (loss, model) != ("CLIPLoss", "plain")
 ]
 
@@ -205,7 +216,7 @@ def run_case(encoder: TextEncoder, case: Case, collectives: Any) -> Outcome:
     }
     parameters = [*encoder.parameters(), *loss.parameters()]
     with_gradient = tuple(p.grad is not None for p in parameters)
-    norm = Precision("fp32", torch.device("cpu")).step(optimizer, config.max_grad_norm)
+    norm = Precision("fp32", torch.device("cpu")).step([optimizer], config.max_grad_norm)
     loss.after_step()
     vectors["encoder update"] = _vector(encoder) - before["encoder"]
     vectors["loss update"] = _vector(loss) - before["loss"]
@@ -345,9 +356,26 @@ def mask_of_shared_texts_removed(patch: pytest.MonkeyPatch, collectives: Any) ->
     )
 
 
-def _case(loss: str, data: str) -> Case:
+def texts_of_a_row_see_each_other(patch: pytest.MonkeyPatch, collectives: Any) -> None:
+    patch.setattr(packing, "_masks", lambda part, same: torch.ones_like(same))
+
+
+def positions_go_on_over_a_row(patch: pytest.MonkeyPatch, collectives: Any) -> None:
+    real = packing.Packer.inputs
+
+    def inputs(*arguments: Any) -> Any:
+        made = real(*arguments)
+        made["packed_positions"] = torch.arange(made["packed_positions"].shape[1]).expand_as(
+            made["packed_positions"]
+        )
+        return made
+
+    patch.setattr(packing.Packer, "inputs", inputs)
+
+
+def _case(loss: str, data: str, layout: Layout = "padded") -> Case:
     for case in CASES:
-        if (case.loss, case.data) == (loss, data):
+        if (case.loss, case.data, case.layout) == (loss, data, layout):
             return case
     raise AssertionError(f"no case {loss}, {data}")
 
@@ -380,6 +408,8 @@ MUTATIONS: dict[str, tuple[Case, Mutate]] = {
             Case("TripletMarginLoss", "labelled, full", (("triplets_per_anchor", 5),))
         ],
         mask_of_shared_texts_removed: [_case("CLIPLoss", "pairs, shared")],
+        texts_of_a_row_see_each_other: [_case("SupConLoss", "labelled, large", "packed")],
+        positions_go_on_over_a_row: [_case("SupConLoss", "labelled, large", "packed")],
     }.items()
     for case in cases
 }

@@ -57,7 +57,7 @@ class Net(Encoder):
         )
 
     @property
-    def embedding_dim(self) -> int:
+    def own_dim(self) -> int:
         return 6
 
     def collate(

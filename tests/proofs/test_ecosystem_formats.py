@@ -22,7 +22,13 @@ from ftray.models.artifact import write_artifact
 from ftray.models.registry import load_encoder
 from ftray.models.text import TextEncoder
 from ftray.record.storage import Storage
-from ftray.training.checkpoint import Position, latest_checkpoint, read_checkpoint, write_checkpoint
+from ftray.training.checkpoint import (
+    Position,
+    Trained,
+    latest_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from tests.tiny import tiny_text_model
 
 PROMPTS = {"query": "find the answer to: ", "document": "text: "}
@@ -200,7 +206,8 @@ def checkpointed(folder: Path) -> tuple[Storage, str, list[Any]]:
         parameter.grad = torch.randn_like(parameter)
     parts[2].step()
     storage = Storage(str(folder / "run"))
-    return storage, write_checkpoint(storage, Position(epoch=1, global_step=5), *parts), parts
+    held = Trained(encoder, loss, [parts[2]])
+    return storage, write_checkpoint(storage, Position(epoch=1, global_step=5), held), parts
 
 
 def test_a_checkpoint_is_json_and_safetensors_and_pickles_beside_it_are_not_opened(
@@ -221,7 +228,8 @@ def test_a_checkpoint_is_json_and_safetensors_and_pickles_beside_it_are_not_open
     watch.set_traps(folder, *TRAPS)
     watch.set_traps(folder.parent, "latest.pkl", "epoch-0009/state.pkl")
     assert latest_checkpoint(storage) == name
-    assert read_checkpoint(storage, name, encoder, loss, optimizer).global_step == 5
+    held = Trained(encoder, loss, [optimizer])
+    assert read_checkpoint(storage, name, held).global_step == 5
     assert all(map(torch.equal, want, parameters))
     assert all(map(torch.equal, moments, [optimizer.state[p]["exp_avg"] for p in parameters]))
     assert not watch.opened and not watch.canary.exists()
@@ -234,8 +242,9 @@ def test_a_checkpoint_with_a_pickle_for_its_weights_does_not_load(
     storage, checkpoint, parts = checkpointed(tmp_path)
     folder = Path(storage.path(f"checkpoints/{checkpoint}"))
     watch.set_traps(folder, f"{name}.safetensors")
+    encoder, loss, optimizer = parts
     with pytest.raises(StorageError, match=checkpoint):
-        read_checkpoint(storage, checkpoint, *parts)
+        read_checkpoint(storage, checkpoint, Trained(encoder, loss, [optimizer]))
     assert not watch.canary.exists()
 
 

@@ -28,6 +28,7 @@ from ftray.training.reduce import deal, gather_rows
 from tests.proofs.cases import (
     CASES,
     DATA,
+    LAYOUTS,
     MAX_GRAD_NORM,
     MODELS,
     MUTATIONS,
@@ -96,12 +97,13 @@ def test_a_step_is_the_same_for_every_number_of_workers(tables: Any, case: Case)
         assert sum(rank.texts for rank in ranks) == want.texts
 
 
-@pytest.mark.parametrize("case", CASES[::2], ids=lambda case: case.name)
-def test_padded_and_bucketed_steps_are_the_same(tables: Any, case: Case) -> None:
-    assert case.layout == "padded"
-    bucketed = Case(case.loss, case.data, case.options, "bucketed", case.model)
-    found = differences(tables[1][0]["cases"][bucketed.name], tables[1][0]["cases"][case.name])
-    assert max(found.values()) < TOLERANCE, found
+@pytest.mark.parametrize("case", CASES[:: len(LAYOUTS)], ids=lambda case: case.name)
+def test_a_step_is_the_same_in_every_layout(tables: Any, case: Case) -> None:
+    assert case.layout == LAYOUTS[0]
+    for layout in LAYOUTS[1:]:
+        other = Case(case.loss, case.data, case.options, layout, case.model)
+        found = differences(tables[1][0]["cases"][other.name], tables[1][0]["cases"][case.name])
+        assert max(found.values()) < TOLERANCE, (layout, found)
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
