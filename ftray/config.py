@@ -24,6 +24,17 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 MAX_SHARDS = 1024
 SHOWN = (str, Path, int, float, list, tuple, dict, type(None))
 
+FORMERLY = {
+    "configure_optimizer": "optimizer, scheduler and their options are given by name.",
+    "layer_name": "Give the torch.nn.Module that ends there as model.",
+    "projection_head": "output_dim attaches a linear layer.",
+    "public": "Nothing is uploaded: the artifact is a folder of yours.",
+    "scheduler_step": "It is an option of scheduler_options.",
+    "to_embedding_model": "A model is taken as it is; give the torch.nn.Module that ends in the "
+    "embedding.",
+}
+"""Arguments that Finetuner's `fit` had, and what there is instead: docs/finetuner-migration.md."""
+
 
 def is_yes_for_a_number(value: object, kind: Any) -> bool:
     """Whether a truth value was given where the annotation `kind` wants a number."""
@@ -110,6 +121,27 @@ class FitConfig(_Options):
     model_options: dict[str, Any] = Field(
         default_factory=dict, description="Options of the model; `ftray models NAME` lists them."
     )
+    model_artifact: str | None = Field(
+        None,
+        description="The artifact of an earlier fit of `model`, to begin with its weights; the "
+        "optimizer begins anew.",
+    )
+    output_dim: int | None = Field(
+        None,
+        ge=1,
+        description="Width D of the embeddings; where it is not the model's own, a linear layer is "
+        "trained behind it.",
+    )
+    freeze: bool | list[str] = Field(
+        False,
+        description="Weights that are not trained: true = all, with a linear layer trained behind "
+        "them; or names of weights or modules, as ['*.embeddings.*', '*.layer.[0-3].*'].",
+    )
+    lora: dict[str, Any] | None = Field(
+        None,
+        description="Train low-rank adapters beside the weights, which stay: options of peft's "
+        "LoraConfig, as {r: 16, lora_alpha: 32, target_modules: [query, value]}; {} = its own.",
+    )
     preprocess_fn: Any = Field(
         None, description="With a torch.nn.Module: makes of one value what is collated."
     )
@@ -128,8 +160,10 @@ class FitConfig(_Options):
     )
     miner_options: dict[str, Any] = Field(default_factory=dict)
     epochs: int = Field(5, ge=0, description="0 evaluates only.")
-    batch_size: int = Field(
-        64, ge=2, description="Rows of a whole step, over all workers. The default shrinks to fit."
+    batch_size: int | Literal["auto"] = Field(
+        64,
+        description="Rows of a whole step, over all workers. The default shrinks to fit; auto = "
+        "the largest power of two, up to 1,024, that fits into the memory, found by trying.",
     )
     micro_batch_size: int | None = Field(
         None,
@@ -139,8 +173,10 @@ class FitConfig(_Options):
     )
     sampler: Literal["auto", "class", "random", "pairs"] = "auto"
     num_items_per_class: int = Field(4, ge=2, description="K of a class-balanced batch P x K.")
-    packing: Literal["auto", "bucketed", "padded"] = Field(
-        "auto", description="How the rows of a step are laid out for the encoder; auto = bucketed."
+    packing: Literal["auto", "packed", "bucketed", "padded"] = Field(
+        "auto",
+        description="How the texts of a step are laid out for the encoder, a choice of speed: end "
+        "to end in rows, by length, or as they come; auto = what costs the least.",
     )
     max_length: int | None = Field(
         None, ge=8, description="Longest text in tokens; None = as the model says."
@@ -157,7 +193,21 @@ class FitConfig(_Options):
     )
 
     optimizer: str = Field("AdamW", description="Name of a class of torch.optim.")
-    optimizer_options: dict[str, Any] = Field(default_factory=dict)
+    optimizer_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Its own, and layer_wise_lr_decay: each layer's rate beside that of the layer "
+        "above it.",
+    )
+    loss_optimizer: str | None = Field(
+        None,
+        description="A class of torch.optim for the loss's own parameters (class centres, "
+        "temperature); None = they are a group of the optimizer.",
+    )
+    loss_optimizer_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Options of the loss's optimizer, lr among them (None = learning_rate); "
+        "without a loss_optimizer it is of the class of the optimizer.",
+    )
     learning_rate: float | None = Field(
         None, gt=0, le=1, description="None = 5e-5; 1e-3 for convnet, mlp and pointnet-base."
     )
@@ -167,15 +217,30 @@ class FitConfig(_Options):
     )
     scheduler_options: dict[str, Any] = Field(
         default_factory=dict,
-        description="warmup_ratio (0.1) or num_warmup_steps, and the scheduler's own options.",
+        description="warmup_ratio (0.1) or num_warmup_steps; num_training_steps (auto); "
+        "scheduler_step: batch, or epoch, which counts in epochs; and the scheduler's own.",
     )
     max_grad_norm: float | None = Field(
         1.0, gt=0, description="Gradient clipping over all weights, the loss's own included."
     )
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Evaluate and keep an exponential moving average of the weights, which leaves "
+        "such a share of itself at each step, 0.999 say.",
+    )
     precision: Precision = Field(
         "auto", description="auto = bf16 (else fp16) autocast on a GPU, fp32 on a CPU."
     )
+    compile: bool = Field(
+        False, description="Compile the model with torch.compile: its first steps take minutes."
+    )
     seed: int = Field(0, ge=0, lt=2**31)
+
+    to_onnx: bool = Field(
+        False, description="Write the model also as ONNX, in `onnx/` of the artifact."
+    )
 
     callbacks: list[Any] = Field(default_factory=list)
 
@@ -222,7 +287,7 @@ class FitConfig(_Options):
         False, description="Log which rows each rank encodes in each step (for audits)."
     )
 
-    @field_validator("storage_path", mode="before")
+    @field_validator("storage_path", "model_artifact", mode="before")
     @classmethod
     def _path_to_str(cls, value: Any) -> Any:
         if value == "":  # such as a variable that is empty
@@ -251,10 +316,12 @@ class FitConfig(_Options):
     @field_validator(
         "csv_options",
         "model_options",
+        "freeze",
         "augmentation",
         "loss_options",
         "miner_options",
         "optimizer_options",
+        "loss_optimizer_options",
         "scheduler_options",
         "callbacks",
         mode="before",
@@ -271,6 +338,13 @@ class FitConfig(_Options):
     def _worker_count(cls, value: Any) -> Any:
         if value != "auto" and not str(value).isdecimal():
             raise ValueError("0 (this process), a positive number of workers, or 'auto'")
+        return value
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _rows_of_a_step(cls, value: Any) -> Any:
+        if value != "auto" and not (str(value).isdecimal() and int(value) >= 2):
+            raise ValueError("a number of rows from 2, or 'auto'")
         return value
 
     @field_validator("data_workers", mode="before")
@@ -370,6 +444,8 @@ def _explain(error: Any, model: type[BaseModel]) -> str:
     path = ".".join(str(part) for part in error["loc"])
     key = str(error["loc"][-1]) if error["loc"] else ""
     if error["type"] == "extra_forbidden":
+        if path in FORMERLY and model is FitConfig:
+            return f"there is no option '{path}'. {FORMERLY[path]}"
         known = CsvOptions if error["loc"][0] == "csv_options" else model
         return f"there is no option '{path}'.{nearest(key, known.model_fields)}"
     if error["type"] == "missing":

@@ -4,7 +4,9 @@ A checkpoint is a folder `checkpoints/<name>/` of the run directory:
 
     model.safetensors       weights of the encoder
     loss.safetensors        the loss's own parameters and memory, if it has any
+    average.safetensors     the average of weights that is evaluated and kept, if there is one
     optimizer.safetensors   the optimizer's tensors, named by parameter
+    loss_optimizer.safetensors   those of the loss's own optimizer, if it has one
     state.json              position, scheduler, callbacks, metrics; written last
 
 The state to continue is small because random states and the plan are functions of (seed, epoch,
@@ -14,6 +16,7 @@ step): see contract 3 in docs/architecture.md.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,13 +28,16 @@ from torch import Tensor, nn
 
 from ftray.errors import StorageError
 from ftray.record.storage import Storage
+from ftray.training.average import Average
+from ftray.words import counted
 
-__all__ = ["Position", "amend_checkpoint", "checkpoint_names", "latest_checkpoint"]
+__all__ = ["Position", "Trained", "amend_checkpoint", "checkpoint_names", "latest_checkpoint"]
 __all__ += ["load_weights", "read_checkpoint", "read_references", "read_weights"]
 __all__ += ["remove_checkpoints", "write_checkpoint"]
 
 FOLDER = "checkpoints"
 FORMAT = 1
+OPTIMIZERS = ("optimizer", "loss_optimizer")
 
 
 @dataclass(kw_only=True)
@@ -71,23 +77,34 @@ class Position:
             setattr(self, name, value)
 
 
-def write_checkpoint(
-    storage: Storage,
-    position: Position,
-    encoder: nn.Module,
-    loss: nn.Module,
-    optimizer: torch.optim.Optimizer,
-) -> str:
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint holds the state of.
+
+    `optimizers` are that of the encoder and of the loss, or one for each.
+    """
+
+    encoder: nn.Module
+    loss: nn.Module
+    optimizers: Sequence[torch.optim.Optimizer]
+    average: Average | None = None
+
+
+def write_checkpoint(storage: Storage, position: Position, trained: Trained) -> str:
     """Write a checkpoint and return its name; `state.json` comes last and makes it valid."""
-    name = position.name
+    name, encoder, loss = position.name, trained.encoder, trained.loss
     folder = f"{FOLDER}/{name}"
     _delete(storage, name)
     storage.write_bytes(f"{folder}/model.safetensors", save_tensors(_flat(encoder.state_dict())))
     if loss.state_dict():
         storage.write_bytes(f"{folder}/loss.safetensors", save_tensors(_flat(loss.state_dict())))
-    tensors, numbers = _split_optimizer(optimizer)
-    storage.write_bytes(f"{folder}/optimizer.safetensors", save_tensors(tensors))
-    state = {"format": FORMAT, "optimizer": numbers, **asdict(position)}
+    if trained.average is not None:
+        averaged = save_tensors(_flat(trained.average.state_dict()))
+        storage.write_bytes(f"{folder}/average.safetensors", averaged)
+    state: dict[str, Any] = {"format": FORMAT, **asdict(position)}
+    for whose, optimizer in zip(OPTIMIZERS, trained.optimizers, strict=False):
+        tensors, state[whose] = _split_optimizer(optimizer)
+        storage.write_bytes(f"{folder}/{whose}.safetensors", save_tensors(tensors))
     storage.write_text(f"{folder}/state.json", json.dumps(state))
     return name
 
@@ -112,14 +129,8 @@ def latest_checkpoint(storage: Storage) -> str | None:
     return max(found)[1] if found else None
 
 
-def read_checkpoint(
-    storage: Storage,
-    name: str,
-    encoder: nn.Module,
-    loss: nn.Module,
-    optimizer: torch.optim.Optimizer,
-) -> Position:
-    """Load weights and optimizer in place; returns the position to go on from.
+def read_checkpoint(storage: Storage, name: str, trained: Trained) -> Position:
+    """Load weights and optimizers in place; returns the position to go on from.
 
     Raises:
         StorageError: if the checkpoint is damaged or does not fit the model, naming what is
@@ -128,25 +139,46 @@ def read_checkpoint(
     state = json.loads(storage.read_text(f"{FOLDER}/{name}/state.json"))
     if state.pop("format", None) != FORMAT:
         raise StorageError(f"The checkpoint {name} was written by another version of ftray")
-    load_weights(storage, name, encoder)
+    _load(trained.encoder, _tensors(_weights_of(storage, name), name), name)
     if storage.exists(f"{FOLDER}/{name}/loss.safetensors"):
-        _load(loss, storage.read_bytes(f"{FOLDER}/{name}/loss.safetensors"), name)
-    tensors = _tensors(storage.read_bytes(f"{FOLDER}/{name}/optimizer.safetensors"), name)
+        _load(trained.loss, _read_tensors(storage, name, "loss"), name)
+    stored = [whose for whose in OPTIMIZERS if whose in state]
     try:
-        _join_optimizer(optimizer, tensors, state.pop("optimizer"))
+        if len(stored) != len(trained.optimizers):
+            raise ValueError(f"it has {counted(len(stored), 'optimizer')}")
+        for whose, optimizer in zip(stored, trained.optimizers, strict=True):
+            _join_optimizer(optimizer, _read_tensors(storage, name, whose), state.pop(whose))
     except ValueError as error:
         raise StorageError(f"The checkpoint {name} does not fit the optimizer: {error}") from None
+    if trained.average is not None:
+        _load_average(trained.average, storage, name)
     return Position(**state)
 
 
+def _load_average(average: Average, storage: Storage, name: str) -> None:
+    try:
+        average.load_state_dict(_read_tensors(storage, name, "average"))
+    except (FileNotFoundError, ValueError) as error:
+        raise StorageError(
+            f"The checkpoint {name} has no average of this model's weights: {error}"
+        ) from None
+
+
 def read_weights(storage: Storage, name: str) -> dict[str, Tensor]:
-    """A checkpoint's encoder weights, on the CPU."""
-    return _tensors(_weights_of(storage, name), name)
+    """A checkpoint's encoder weights, on the CPU: averaged, where there is an average."""
+    weights = _tensors(_weights_of(storage, name), name)
+    if storage.exists(f"{FOLDER}/{name}/average.safetensors"):
+        weights.update(_read_tensors(storage, name, "average"))
+    return weights
 
 
 def load_weights(storage: Storage, name: str, encoder: nn.Module) -> None:
-    """Load a checkpoint's encoder weights in place."""
-    _load(encoder, _weights_of(storage, name), name)
+    """Load a checkpoint's encoder weights in place, as `read_weights` gives them."""
+    _load(encoder, read_weights(storage, name), name)
+
+
+def _read_tensors(storage: Storage, name: str, what: str) -> dict[str, Tensor]:
+    return _tensors(storage.read_bytes(f"{FOLDER}/{name}/{what}.safetensors"), name)
 
 
 def _weights_of(storage: Storage, name: str) -> bytes:
@@ -205,8 +237,7 @@ def _flat(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _load(module: nn.Module, data: bytes, name: str) -> None:
-    tensors = _tensors(data, name)
+def _load(module: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:

@@ -17,6 +17,7 @@ import torch
 from ftray.callbacks.base import EvaluationResult
 from ftray.evaluation.base import Scores
 from ftray.evaluation.encode import TextModel, encode_batch, evaluating
+from ftray.evaluation.quantize import shortened
 from ftray.evaluation.spec import EvaluationSpec, Side
 from ftray.events import EvaluationEnded
 from ftray.models.ahead import ahead
@@ -80,7 +81,7 @@ def evaluate(
             collated = partial(_collated, encoder, side, batches, layout)
             with closing(ahead(collated, own, data_workers)) as ready:
                 for i, features in zip(own, ready, strict=True):
-                    scorer.add(side.name, i, encode_batch(encoder, features))
+                    scorer.add(side.name, i, shortened(encode_batch(encoder, features), spec.dims))
                     encoded += len(batches[i])
                     if runtime.rank == 0:
                         done = min(i + runtime.world_size, len(batches))

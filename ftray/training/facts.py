@@ -40,10 +40,11 @@ def artifact_facts(
         metrics = {} if cut_off and position.step else dict(position.metrics)
     return {
         "base_model": job.config.model,
-        "license": read_licence(job.model)[0],
+        "license": read_licence(job.model)[0] or job.licence,
         "run": job.run_uri,
         "metrics": metrics,
         "global_step": global_step,
         "weights": weights,
         "best": position.best,
+        **({"parent": job.parent} if job.parent else {}),
     }

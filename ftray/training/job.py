@@ -29,7 +29,10 @@ from ftray.models.functions import check_functions
 from ftray.models.kinds import couples_rows, kind_of
 from ftray.models.licence import read_licence
 from ftray.models.mlp import feature_size
-from ftray.models.registry import check_options, load_encoder, locate_model, model_modalities
+from ftray.models.onnx_export import check_kind
+from ftray.models.registry import check_options, load_encoder, model_modalities
+from ftray.models.surgery import Surgery, check_surgery, options_of
+from ftray.training.lineage import artifact_notes, parent_of, starting_place
 from ftray.training.matching import (
     check_fit,
     check_modalities,
@@ -46,12 +49,8 @@ from ftray.training.notes import (
     overlap_notes,
     step_note,
 )
-from ftray.training.optim import (
-    build_optimizer,
-    build_scheduler,
-    check_optimizer,
-    check_scheduler,
-)
+from ftray.training.optim import build_optimizers, check_loss_optimizer, check_optimizer
+from ftray.training.schedule import build_scheduler, check_scheduler
 from ftray.training.trial import TRIED_ROWS, small_loss, try_loss
 from ftray.training.wiring import (
     check_callbacks,
@@ -65,6 +64,7 @@ from ftray.words import counted
 __all__ = ["Job", "metric_keys", "prepare"]
 
 SMALLEST_CLASS_BATCH = 4
+PROVISIONAL = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,7 @@ class Job:
         provenance: name, fingerprint and rows of each data source.
         licence: of the base model, None where it is not known.
         model_options: of the model, with those that the data decide.
+        parent: of the artifact that the weights come from: its run and their fingerprint.
         module: the user's module and its functions, where `config.model` is one.
         run_id: what distinguishes this run from all others; kept when it is resumed.
     """
@@ -101,6 +102,7 @@ class Job:
     licence: str | None = None
     run_id: str = ""
     model_options: dict[str, Any] = field(default_factory=dict)
+    parent: dict[str, str] | None = None
     module: Any = None
 
     @property
@@ -121,6 +123,7 @@ class Job:
             seed=config.seed,
             module=self.module,
             called=config.model,
+            surgery=surgery_of(config),
         )
 
     @property
@@ -155,6 +158,12 @@ class Job:
         )
 
 
+def surgery_of(config: FitConfig) -> Surgery:
+    """What a fit does to its model before it trains it."""
+    freeze = config.freeze if isinstance(config.freeze, bool) else tuple(config.freeze)
+    return Surgery(freeze=freeze, output_dim=config.output_dim, lora=config.lora)
+
+
 def metric_keys(job: Job) -> set[str]:
     """The keys of all metrics that a run of this job will have."""
     return keys_of(job.callbacks, has_val=job.val is not None)
@@ -172,8 +181,10 @@ def prepare(config: FitConfig, run_uri: str, module: Any = None, known: Job | No
     Raises:
         FtrayError: for whatever the user got wrong.
     """
-    same = known is not None and known.config.model == config.model
-    model = known.model if known is not None and same else locate_model(config.model)
+    same = known is not None and all(
+        getattr(known.config, name) == getattr(config, name) for name in ("model", "model_artifact")
+    )
+    model = known.model if known is not None and same else starting_place(config)
     _check_names(config, model, has_module=module is not None)
     takes = model_modalities(model, config.model_options)
     licence, licence_note = read_licence(model)
@@ -194,7 +205,7 @@ def prepare(config: FitConfig, run_uri: str, module: Any = None, known: Job | No
         check_modalities(config.model, takes, train, val, evaluations)
     check_monitors(callbacks, config.model, has_val=val is not None)
     _check_values(config, train, val, batch_size)
-    options = resolved_options(config, model, train, batch_size)
+    options = resolved_options(config, model, train, batch_size, module)
     own = own_copies(callbacks, evaluations)
     job = Job(
         config=_bare(config, train),
@@ -208,6 +219,7 @@ def prepare(config: FitConfig, run_uri: str, module: Any = None, known: Job | No
         run_uri=run_uri,
         notes=(
             *([licence_note] if licence_note else []),
+            *artifact_notes(config, model),
             data_note("train_data", train),
             *([data_note("validation", val)] if val is not None else []),
             *notes,
@@ -218,8 +230,11 @@ def prepare(config: FitConfig, run_uri: str, module: Any = None, known: Job | No
         provenance=_provenance(train, val, evaluations),
         licence=licence,
         model_options=options,
+        parent=parent_of(model),
         module=module,
     )
+    if config.batch_size == "auto":
+        job = _sized(job)
     job.val_plan()
     step = train.step_rows(job.plan().rows(0, 0)[:TRIED_ROWS], roles_differ=False)
     try_loss(config, step, train.n_groups)
@@ -228,12 +243,31 @@ def prepare(config: FitConfig, run_uri: str, module: Any = None, known: Job | No
 
 def _check_names(config: FitConfig, model: str, *, has_module: bool) -> None:
     """Refuse names and options that do not exist, before any data is read."""
-    check_loss(config.loss)
+    check_loss(config.loss, config.loss_options)
     check_optimizer(config.optimizer, config.optimizer_options)
     check_scheduler(config.scheduler, config.scheduler_options)
+    if config.batch_size == "auto":
+        from ftray.training.capacity import check_measurable
+
+        check_measurable(config)
     check_options(config.model, model, config.model_options)
+    if config.to_onnx:
+        check_kind(kind_of(model)[0], config.model)
     check_functions(config.preprocess_fn, config.collate_fn, has_module=has_module)
     check_augmentation(config.augmentation, kind_of(model)[0])
+    check_surgery(surgery_of(config), kind_of(model)[0], config.model)
+    options_of(config.model, model, config.model_options, surgery_of(config))
+
+
+def _sized(job: Job) -> Job:
+    """The job with the largest batch size that fits, and a note that says why."""
+    from ftray.training.capacity import find_batch_size
+
+    if not job.config.epochs:
+        return job
+    found = find_batch_size(job)
+    config = job.config.model_copy(update={"batch_size": found.rows})
+    return replace(job, config=config, batch_size=found.rows, notes=(*job.notes, found.note))
 
 
 def _bare(config: FitConfig, train: TrainSet) -> FitConfig:
@@ -261,9 +295,11 @@ def _check_texts_options(
 
 
 def resolved_options(
-    config: FitConfig, model: str, train: TrainSet, batch_size: int
+    config: FitConfig, model: str, train: TrainSet, batch_size: int, module: Any = None
 ) -> dict[str, Any]:
     """The options of the model, with those that the data decide.
+
+    A head is as wide as the module in front of it, which takes encoding one thing to know.
 
     Raises:
         DataError: for features of another width than the model's.
@@ -271,10 +307,15 @@ def resolved_options(
     """
     kind, facts = kind_of(model)
     given = {**facts.get("options", {}), **config.model_options}
-    if couples_rows(kind, given):
+    if couples_rows(kind, given) and config.freeze is not True:
         check_whole_steps(config.model, config, batch_size * train.rows.shape[1])
-    if kind == "module" and (only := _only(train)) is not None:
-        return {"modality": next(iter(only)), **config.model_options}
+    if kind == "module":
+        only = {"modality": next(iter(_only(train) or ()), None), **config.model_options}
+        if surgery_of(config).needs_width:
+            encoder = load_encoder(model, options=only, module=module, called=config.model)
+            encoder.measure(train.example)
+            only["embedding_dim"] = encoder.own_dim
+        return only
     if kind != "mlp":
         return dict(config.model_options)
     size = feature_size(train.example)
@@ -319,6 +360,8 @@ def _read(config: FitConfig, takes: frozenset[Modality] | None) -> tuple[TrainSe
 
 
 def _batch_size(config: FitConfig, train: TrainSet) -> tuple[int, list[str]]:
+    if config.batch_size == "auto":
+        return min(PROVISIONAL, len(train)), []  # until the model is known: `_sized`
     if config.batch_size <= len(train) or config.batch_size_is_explicit:
         return config.batch_size, []
     return len(train), [f"batch_size is {len(train)}: all rows, fewer than the default of 64"]
@@ -338,7 +381,9 @@ def _check_values(
             f"A step of {batch_size} rows has up to {items} texts, more than the loss can take "
             f"({loss.max_items}): give a smaller batch_size, or a larger loss_options.memory_size"
         )
-    build_scheduler(config, build_optimizer(config, torch.nn.Linear(2, 2), loss), 10)
+    check_loss_optimizer(config, loss)
+    layers = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    build_scheduler(config, build_optimizers(config, layers, loss), 10, config.epochs)
 
 
 def _provenance(

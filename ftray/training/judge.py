@@ -32,7 +32,7 @@ from ftray.training.learner import Learner
 from ftray.training.points import Point, PointQueue
 from ftray.training.states import States
 from ftray.training.teller import Teller
-from ftray.training.weights import InitialWeights, copied, using
+from ftray.training.weights import InitialWeights, using
 
 __all__ = ["MAX_WAITING", "Arrived", "Court", "Judge"]
 
@@ -145,20 +145,22 @@ class Judge:
         with self._teller.timed("evaluation"):
             ticket = self.queue.expect(point, number)
             if self._runtime.rank == 0:
-                weights = self._earlier(point) or copied(self._learner.encoder)
+                weights = self._earlier(point) or self._learner.weights()
                 self._runtime.evaluator.submit(ticket, number, weights)
 
     def _run(self, point: Point, number: int, weights: Weights | None) -> None:
         """Do an evaluation here and now, on all ranks."""
         encoder, earlier = self._learner.encoder, self._earlier(point)
+        own = weights is None  # others may differ in what is frozen
         with (
             self._teller.timed("evaluation"),
+            self._learner.weights_to_use(),
             using(encoder, weights, self.initial, earlier),
         ):
             done = evaluate(
                 self._job.evaluations[number],
                 number,
-                encoder,
+                self._learner.knowing if own else encoder,
                 self._runtime,
                 layout=self._learner.layout,
                 on_progress=self._teller.progress,

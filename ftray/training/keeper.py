@@ -9,12 +9,11 @@ import torch
 
 from ftray import __version__
 from ftray.events import CheckpointRemoved, CheckpointSaved, Event
-from ftray.losses.base import StepLoss
 from ftray.models.artifact import write_artifact
-from ftray.models.base import Encoder
 from ftray.record.storage import Storage
 from ftray.training.checkpoint import (
     Position,
+    Trained,
     amend_checkpoint,
     checkpoint_names,
     latest_checkpoint,
@@ -64,7 +63,7 @@ class Keeper:
 
     def restore(self, name: str) -> Position:
         """Load weights, loss, optimizer and schedule in place; returns where to go on."""
-        position = read_checkpoint(self._storage, name, *self._trained)
+        position = read_checkpoint(self._storage, name, self._trained)
         self._learner.load_schedule(position)
         return position
 
@@ -76,7 +75,7 @@ class Keeper:
         """Write a checkpoint, and remove those that nobody needs any more."""
         previous = self.newest()
         self._learner.save_schedule(position)
-        name = write_checkpoint(self._storage, position, *self._trained)
+        name = write_checkpoint(self._storage, position, self._trained)
         self._tell(
             CheckpointSaved(
                 name=name,
@@ -144,13 +143,19 @@ class Keeper:
             self._tell(CheckpointRemoved(name=gone))
 
     @property
-    def _trained(self) -> tuple[Encoder, StepLoss, torch.optim.Optimizer]:
-        return self._learner.encoder, self._learner.loss, self._learner.optimizer
+    def _trained(self) -> Trained:
+        learner = self._learner
+        return Trained(learner.encoder, learner.loss, learner.optimizers, learner.average)
 
     def load_weights(self, name: str) -> None:
         """Every rank: load a checkpoint's weights into the encoder; the rest stays as it is."""
         load_weights(self._storage, name, self._learner.encoder)
 
-    def write_artifact(self, facts: dict[str, Any]) -> None:
-        """Write the artifact with the encoder's present weights."""
-        write_artifact(self._storage, self._learner.encoder, {**facts, "ftray": __version__})
+    def write_artifact(self, facts: dict[str, Any], *, to_onnx: bool = False) -> None:
+        """Write the artifact with the encoder's present weights, and ONNX graphs if wanted.
+
+        Raises:
+            ModelError: if there can be no graphs; the artifact is there without them.
+        """
+        facts = {**facts, "ftray": __version__}
+        write_artifact(self._storage, self._learner.encoder, facts, to_onnx=to_onnx)

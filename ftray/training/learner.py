@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -11,18 +13,26 @@ import numpy.typing as npt
 import torch
 
 from ftray.data.dataset import StepRows, TrainSet
-from ftray.errors import RunFailedError
+from ftray.errors import ModelError, RunFailedError
 from ftray.losses.registry import build_loss
 from ftray.media import Media
+from ftray.models.base import Encoder
+from ftray.models.frozen import KnowingEncoder
 from ftray.models.layout import Layout
 from ftray.models.norm import connect
+from ftray.models.onnx_export import check_exportable
 from ftray.runtime.base import Collectives
+from ftray.training.average import Average
 from ftray.training.checkpoint import Position
+from ftray.training.compiling import compile_backbones
+from ftray.training.frozen import FeatureMaker
 from ftray.training.job import Job
 from ftray.training.matching import check_whole_steps
-from ftray.training.optim import build_optimizer, build_scheduler
+from ftray.training.optim import build_optimizers
 from ftray.training.precision import Precision
+from ftray.training.schedule import build_scheduler
 from ftray.training.step import OwnTexts, Seed, forward_backward, own_texts, validation_loss
+from ftray.training.weights import copied
 
 __all__ = ["Batch", "Learned", "Learner"]
 
@@ -51,23 +61,39 @@ class Learner:
     Args:
         job: what to train.
         collectives: the other ranks.
-        total_steps: of the whole run, for the schedule.
+        steps_per_epoch: for the schedule.
         model: where the model is loaded from.
+
+    Attributes:
+        optimizers: that of the encoder and of the loss, or one for each.
+        average: of the weights, where one is kept: it is what is evaluated, and the artifact.
+        knowing: the encoder, as steps and evaluations of its own weights see it: it may know
+            what its frozen part makes of a thing.
     """
 
-    def __init__(self, job: Job, collectives: Collectives, total_steps: int, model: str) -> None:
+    def __init__(
+        self, job: Job, collectives: Collectives, steps_per_epoch: int, model: str
+    ) -> None:
         config, device = job.config, collectives.device
         self._collectives = collectives
         self._max_grad_norm = config.max_grad_norm
         self._micro_batch_size = config.micro_batch_size
-        self.layout: Layout = "padded" if config.packing == "padded" else "bucketed"
+        self.layout: Layout = config.packing
         self.encoder = job.encoder(device, model)
+        if config.to_onnx:
+            check_exportable(self.encoder)
+        if config.packing == "packed" and self.encoder.not_packed:
+            raise ModelError(
+                f"packing = 'packed', but '{self.encoder.name}' cannot be packed: "
+                f"{self.encoder.not_packed}. With packing: auto its texts go in buckets"
+            )
         if self.encoder.couples_rows:
             check_whole_steps(self.encoder.name, config)
             connect(
                 self.encoder, collectives.all_reduce_sum if collectives.world_size > 1 else None
             )
         self.encoder.measure(job.train.example)
+        self.knowing: Encoder | KnowingEncoder = self.encoder
         self.loss = build_loss(
             config.loss,
             config.loss_options,
@@ -78,8 +104,39 @@ class Learner:
             miner_options=config.miner_options,
         ).to(device)
         self.precision = Precision(config.precision, device)
-        self.optimizer = build_optimizer(config, self.encoder, self.loss)
-        self.scheduler = build_scheduler(config, self.optimizer, total_steps)
+        self.optimizers = build_optimizers(config, self.encoder, self.loss)
+        self._steps_per_epoch = steps_per_epoch
+        steps = config.epochs * steps_per_epoch
+        self.scheduler = build_scheduler(config, self.optimizers, steps, config.epochs)
+        decay = config.ema_decay
+        self.average = None if decay is None else Average(self.encoder, decay)
+        if config.compile:
+            compile_backbones(self.encoder)
+
+    def keep_features(self, job: Job, on_progress: Callable[[str, int, int], None]) -> list[str]:
+        """Compute once what frozen weights make of what is encoded again and again.
+
+        Every rank calls it before the first step, with the weights in place.
+
+        Args:
+            job: with the data.
+            on_progress: takes task, batches done, and batches in all.
+
+        Returns:
+            What the log should say.
+        """
+        maker = FeatureMaker(
+            encoder=self.encoder,
+            collectives=self._collectives,
+            layout=self.layout,
+            data_workers=job.data_workers,
+            on_progress=on_progress,
+        )
+        sets = [data for data in (job.train, job.val) if data is not None]
+        kept, notes = maker.made(sets, [spec for spec in job.evaluations if not spec.overlap])
+        if len(kept):
+            self.knowing = KnowingEncoder(self.encoder, kept)
+        return notes
 
     def batch(self, data: TrainSet, rows: npt.NDArray[np.int64], seed: Seed | None = None) -> Batch:
         """Rows of a data set, with this rank's part tokenised or decoded, and laid out.
@@ -89,7 +146,7 @@ class Learner:
         """
         step_rows = data.step_rows(rows, roles_differ=self.encoder.roles_differ)
         own = own_texts(
-            self.encoder, step_rows, self.layout, self._collectives, self._micro_batch_size, seed
+            self.knowing, step_rows, self.layout, self._collectives, self._micro_batch_size, seed
         )
         # decoded by another process, the batch comes back through a pipe: without the files
         texts = [
@@ -107,7 +164,7 @@ class Learner:
         self.encoder.train()
         self.loss.train()
         result = forward_backward(
-            self.encoder,
+            self.knowing,
             self.loss,
             *batch,
             self._collectives,
@@ -117,13 +174,15 @@ class Learner:
         )
         if not math.isfinite(result.loss):
             raise _diverged(f"the training loss is {result.loss}", seed)
-        learning_rate = float(self.optimizer.param_groups[0]["lr"])
+        learning_rate = float(self.optimizers[0].param_groups[0]["lr"])
         try:
-            norm = self.precision.step(self.optimizer, self._max_grad_norm)
+            norm = self.precision.step(self.optimizers, self._max_grad_norm)
         except FloatingPointError as error:
             raise _diverged(str(error), seed) from None
         self.loss.after_step()
-        self.scheduler.step()
+        self.scheduler.step(epoch_ends=seed[2] + 1 == self._steps_per_epoch)
+        if self.average is not None:
+            self.average.follow()
         return Learned(
             loss=result.loss,
             learning_rate=learning_rate,
@@ -137,7 +196,7 @@ class Learner:
         self.encoder.eval()
         self.loss.eval()
         return validation_loss(
-            self.encoder,
+            self.knowing,
             self.loss,
             *batch,
             self._collectives,
@@ -146,8 +205,28 @@ class Learner:
         )
 
     def learning_rates(self) -> dict[str, float]:
-        """The rate of the next step, by group of parameters."""
-        return {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
+        """The rate of the next step, by group of parameters; layers have one each."""
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        return {group.get("rate_of", group["name"]): float(group["lr"]) for group in groups}
+
+    @contextmanager
+    def weights_to_use(self) -> Iterator[None]:
+        """The encoder has the weights that an artifact of now would have, for a while."""
+        if self.average is None:
+            yield
+            return
+        with self.average.used():
+            yield
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """A copy of those weights by name, on the CPU."""
+        return copied(self.encoder) if self.average is None else self.average.weights()
+
+    def end_training(self) -> None:
+        """The encoder has those weights for good."""
+        if self.average is not None:
+            self.average.put()
+        self.average = None
 
     def save_schedule(self, position: Position) -> None:
         """Write what is neither a weight nor the optimizer's into a position."""
@@ -155,15 +234,10 @@ class Learner:
         position.scaler = self.precision.state_dict()
 
     def load_schedule(self, position: Position) -> None:
-        """Continue from what `save_schedule` wrote, at the rates that are configured now.
-
-        Those are what they were, except where PBT changed them.
-        """
-        ticks = {k: v for k, v in position.scheduler.items() if k != "base_lrs"}
-        self.scheduler.load_state_dict(ticks)
-        rates = zip(self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True)
-        for group, (rate, at) in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * at(self.scheduler.last_epoch)
+        """Continue from what `save_schedule` wrote, at the rates that are configured now."""
+        self.scheduler.load_state_dict(position.scheduler)
+        if self.average is not None:
+            self.average.steps = position.global_step
         self.precision.load_state_dict(position.scaler)
 
     def hardware(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ is decided then, the loop goes back to that step: see `Loop.stop_at`.
 In words, with the hooks of callbacks in brackets:
 
     load the model, continue from the newest checkpoint if there is one    [on_fit_begin]
+    compute once what frozen weights make of the data
     evaluate the given weights
     for each epoch:                              [on_epoch_begin, on_train_epoch_begin]
         for each step of the plan:               [on_train_batch_begin]
@@ -87,8 +88,7 @@ class Loop:
         self.plan = job.plan()
         self.val_plan = job.val_plan()
         self.position = Position()
-        steps = self.config.epochs * self.plan.steps_per_epoch
-        self.learner = Learner(job, runtime, steps, model or job.model)
+        self.learner = Learner(job, runtime, self.plan.steps_per_epoch, model or job.model)
         encoder = self.learner.encoder
         check_modalities(job.config.model, encoder.modalities, job.train, job.val, job.evaluations)
         for spec in job.evaluations:
@@ -161,6 +161,10 @@ class Loop:
         self.teller.started()
         if self.runtime.rank == 0 and self.position.global_step == 0:
             tell_opening(self.job, self.learner.encoder, self.teller.say)
+        if self.config.epochs and self.learner.encoder.frozen_branches:
+            with self.teller.timed("frozen weights"):
+                for line in self.learner.keep_features(self.job, self.teller.progress):
+                    self.teller.say(line)
         self.judge.go_on()
         decisions = self.callbacks.decide("on_fit_begin", self.states.now())
         self._carry_out(decisions, "step" if self.position.global_step else "before")
@@ -171,6 +175,7 @@ class Loop:
         outside = isinstance(self.stop, OutsideStop)
         if position.step and not outside and position.best is None:
             self.judge.measure_rest(self.states.point("step"))  # the artifact's own metrics
+        self.learner.end_training()
         best = position.best
         if best is not None:
             self.keeper.load_weights(best["name"])
@@ -188,7 +193,7 @@ class Loop:
             )
             self.teller.say("Building the artifact ...")
             with self.teller.timed("checkpoint"):
-                self.keeper.write_artifact(facts)
+                self.keeper.write_artifact(facts, to_onnx=self.config.to_onnx)
         return FitEnded(
             status="STOPPED" if outside else "FINISHED",
             reason=self.stop.reason if self.stop else "",
@@ -285,7 +290,11 @@ class Loop:
         self._carry_out(self.callbacks.decide("on_val_begin", self.states.now()))
         losses: list[tuple[float, int]] = []
         batches = self.supply.validation(data, plan)
-        with self.teller.timed("validation"), closing(batches):
+        with (
+            self.teller.timed("validation"),
+            self.learner.weights_to_use(),
+            closing(batches),
+        ):
             for step in range(plan.steps_per_epoch):
                 self.callbacks.call("on_val_batch_begin", self.states.now(step))
                 batch = next(batches)

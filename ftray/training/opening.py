@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from ftray.media import texts_of
 from ftray.models.base import Encoder
 from ftray.models.licence import read_licence
+from ftray.models.summary import millions, summarised
 from ftray.training.job import Job
 from ftray.words import percent
 
@@ -41,8 +42,15 @@ def tell_opening(job: Job, encoder: Encoder, say: Callable[[str, str], None]) ->
     _, sentence = read_licence(job.model)
     if sentence and sentence not in job.notes:  # the card of a hub id came with the weights
         say(sentence, "INFO")
-    paired = job.train.kind in ("pairs", "triplets")
-    tower = None if paired else encoder.default_tower
+    if encoder.kind == "text" and encoder.not_packed and job.config.packing == "auto":
+        say(f"Texts go in buckets by length, not packed: {encoder.not_packed}", "INFO")
+    weights = summarised(encoder, encoder.name)
+    if weights.trained < weights.parameters:
+        trained = millions(weights.trained)
+        say(f"weights: {millions(weights.parameters)}, of which {trained} are trained", "INFO")
+    if encoder.caveat:
+        say(f"The artifact: {encoder.caveat}", "INFO")
+    tower = None if job.train.has_queries else encoder.default_tower
     if tower is not None and job.config.epochs:
         what = "labelled texts have" if job.train.kind == "labelled" else "scored pairs have"
         line = f"Only the tower '{tower}' is trained: {what} no queries, which pairs have"
@@ -64,7 +72,7 @@ def _training_texts(job: Job, roles_differ: bool) -> list[Part]:
     """The distinct texts of the training rows, in the roles in which they are encoded."""
     data = job.train
     columns = [("", data.rows.ravel())]
-    if data.kind in ("pairs", "triplets") and roles_differ:
+    if data.has_queries and roles_differ:
         columns = [("query", data.rows[:, 0]), ("document", data.rows[:, 1:].ravel())]
     found = [(role, data.texts.take(pa.array(np.unique(cells)))) for role, cells in columns]
     return [(role, texts_of(cells)) for role, cells in found]

@@ -1,4 +1,4 @@
-"""Optimizers of torch and schedules of transformers, by name.
+"""Optimizers of torch, by name, over the encoder's and the loss's parameters.
 
 Weight decay leaves biases, norms and the loss's own parameters alone; clipping includes the loss's.
 """
@@ -6,7 +6,7 @@ Weight decay leaves biases, norms and the loss's own parameters alone; clipping 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,28 +15,17 @@ from torch import nn
 from ftray.config import FitConfig
 from ftray.errors import ConfigError, nearest
 from ftray.models.base import Encoder
+from ftray.training.groups import encoder_groups
 
-__all__ = ["build_optimizer", "build_scheduler", "check_optimizer", "check_scheduler"]
+__all__ = ["NOT_STEPWISE", "build_optimizer", "build_optimizers", "check_loss_optimizer"]
+__all__ += ["check_optimizer"]
 
-DEFAULT_WARMUP_RATIO = 0.1
-SCHEDULERS = (
-    "constant",
-    "constant_with_warmup",
-    "cosine",
-    "cosine_with_restarts",
-    "inverse_sqrt",
-    "linear",
-    "polynomial",
-)
-SCHEDULER_OPTIONS = {
-    "cosine": {"num_cycles"},
-    "cosine_with_restarts": {"num_cycles"},
-    "inverse_sqrt": {"timescale"},
-    "polynomial": {"lr_end", "power"},
+LAYER_DECAY = "layer_wise_lr_decay"
+NOT_STEPWISE = {
+    "LBFGS": "it calls the model several times per step",
+    "Muon": "it takes matrices only, and encoders have biases and norms too",
+    "SparseAdam": "it takes sparse gradients only",
 }
-NOT_STEPWISE = {"LBFGS": "it calls the model several times per step"}
-NOT_STEPWISE["SparseAdam"] = "it takes sparse gradients only"
-NOT_STEPWISE["Muon"] = "it takes matrices only, and encoders have biases and norms too"
 
 
 def _optimizers() -> dict[str, type[torch.optim.Optimizer]]:
@@ -50,104 +39,129 @@ def _optimizers() -> dict[str, type[torch.optim.Optimizer]]:
     }
 
 
-def check_optimizer(name: str, options: Mapping[str, Any]) -> None:
-    """Raise a `ConfigError` for an unknown optimizer or option, with the nearest one."""
+def check_optimizer(
+    name: str, options: Mapping[str, Any], *, where: str = "optimizer", of_loss: bool = False
+) -> None:
+    """Raise a `ConfigError` for an unknown optimizer or option, with the nearest one.
+
+    Args:
+        name: a class of torch.optim.
+        options: its own, and `layer_wise_lr_decay`; that of the loss has `lr` instead.
+        where: the field that names it.
+        of_loss: whether it is that of the loss.
+    """
     if name in NOT_STEPWISE:
-        raise ConfigError(f"optimizer = '{name}' cannot be used here: {NOT_STEPWISE[name]}.")
+        raise ConfigError(f"{where} = '{name}' cannot be used here: {NOT_STEPWISE[name]}.")
     known = _optimizers()
     if name not in known:
         raise ConfigError(f"There is no optimizer '{name}'.{nearest(name, known)}")
     allowed = set(inspect.signature(known[name].__init__).parameters) - {"self", "params"}
+    if not of_loss:
+        allowed = (allowed - {"lr"}) | {LAYER_DECAY}
     for option in options:
-        if option == "lr":
+        if option == "lr" and not of_loss:
             raise ConfigError("optimizer_options.lr: give learning_rate instead")
         if option not in allowed:
             raise ConfigError(
-                f"optimizer_options.{option}: {name} has no such option.{nearest(option, allowed)}"
+                f"{where}_options.{option}: {name} has no such option.{nearest(option, allowed)}"
             )
+    decay = options.get(LAYER_DECAY, 1.0)
+    if not isinstance(decay, int | float) or isinstance(decay, bool) or not 0 < decay <= 1:
+        raise ConfigError(
+            f"{where}_options.{LAYER_DECAY} = {decay!r}: above 0, and at most 1 (all layers alike)"
+        )
 
 
-def check_scheduler(name: str | None, options: Mapping[str, Any]) -> None:
-    """Raise a `ConfigError` for an unknown schedule or option, with the nearest one."""
-    if name is not None and name not in SCHEDULERS:
-        raise ConfigError(f"There is no scheduler '{name}'.{nearest(name, SCHEDULERS)}")
-    allowed = SCHEDULER_OPTIONS.get(name or "linear", set())
-    if name != "constant":
-        allowed = allowed | {"warmup_ratio", "num_warmup_steps"}
-    for option in options:
-        if option not in allowed:
-            raise ConfigError(
-                f"scheduler_options.{option}: {name or 'linear'} has no such option."
-                f"{nearest(option, allowed)}"
-            )
-    if "warmup_ratio" in options and "num_warmup_steps" in options:
-        raise ConfigError("scheduler_options: give warmup_ratio or num_warmup_steps, not both")
-    ratio, steps = options.get("warmup_ratio", 0.0), options.get("num_warmup_steps", 0)
-    if not (isinstance(ratio, int | float) and 0 <= ratio <= 1):
-        raise ConfigError(f"scheduler_options.warmup_ratio = {ratio!r}: a number from 0 to 1")
-    if not (isinstance(steps, int) and steps >= 0):
-        raise ConfigError(f"scheduler_options.num_warmup_steps = {steps!r}: zero or more steps")
+def check_loss_optimizer(config: FitConfig, loss: nn.Module) -> None:
+    """Raise a `ConfigError` for an optimizer of the loss that it has no use for, or unknown ones.
+
+    Args:
+        config: what the user wants.
+        loss: the loss, of whatever width.
+    """
+    if not _loss_is_apart(config):
+        return
+    if not any(True for _ in loss.parameters()):
+        given = "loss_optimizer" if config.loss_optimizer is not None else "loss_optimizer_options"
+        raise ConfigError(f"{given}: {config.loss} has no parameters of its own to optimize")
+    name = config.loss_optimizer or config.optimizer
+    check_optimizer(name, config.loss_optimizer_options, where="loss_optimizer", of_loss=True)
 
 
-def build_optimizer(config: FitConfig, encoder: nn.Module, loss: nn.Module) -> Any:
-    """The optimizer over the encoder's and the loss's parameters.
+def _loss_is_apart(config: FitConfig) -> bool:
+    """Whether the loss's parameters have an optimizer of their own."""
+    return config.loss_optimizer is not None or bool(config.loss_optimizer_options)
 
-    Groups: "decayed" (weights of two or more dimensions), "plain" (biases and norms), and "loss".
-    The fused implementation is used where torch has one, unless an option says otherwise.
+
+def build_optimizers(
+    config: FitConfig, encoder: nn.Module, loss: nn.Module
+) -> list[torch.optim.Optimizer]:
+    """That of the encoder (and of the loss), and that of the loss if it has its own.
+
+    Raises:
+        ConfigError: for option values that an optimizer refuses.
+    """
+    if not _loss_is_apart(config):
+        return [build_optimizer(config, encoder, loss)]
+    check_loss_optimizer(config, loss)
+    name, rate = config.loss_optimizer or config.optimizer, _rate(config, encoder)
+    groups = [{"name": "loss", "params": list(loss.parameters())}]
+    options = {"lr": rate, "weight_decay": 0.0, **config.loss_optimizer_options}
+    if "weight_decay" not in inspect.signature(_optimizers()[name].__init__).parameters:
+        options.pop("weight_decay", None)
+    return [
+        build_optimizer(config, encoder, nn.Identity()),
+        _built(name, groups, options, "loss_optimizer", config.loss_optimizer_options),
+    ]
+
+
+def build_optimizer(
+    config: FitConfig, encoder: nn.Module, loss: nn.Module
+) -> torch.optim.Optimizer:
+    """One optimizer over the encoder's and the loss's parameters.
+
+    Groups: "decayed" (weights of two or more dimensions), "plain" (biases and norms), and "loss";
+    with `layer_wise_lr_decay` the first two for each layer as well. The first group has the full
+    rate.
 
     Raises:
         ConfigError: for option values that the optimizer refuses.
+        ModelError: for a `layer_wise_lr_decay`, if no layers can be told apart.
     """
     check_optimizer(config.optimizer, config.optimizer_options)
-    cls = _optimizers()[config.optimizer]
-    trained = [p for p in encoder.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"name": "decayed", "params": [p for p in trained if p.ndim >= 2]},
-        {"name": "plain", "params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-        {"name": "loss", "params": list(loss.parameters()), "weight_decay": 0.0},
-    ]
-    default = encoder.learning_rate if isinstance(encoder, Encoder) else Encoder.learning_rate
-    arguments = inspect.signature(cls.__init__).parameters
-    if "weight_decay" not in arguments:
+    options, rate = dict(config.optimizer_options), _rate(config, encoder)
+    groups = encoder_groups(encoder, rate, options.pop(LAYER_DECAY, None))
+    own = list(loss.parameters())
+    if own:
+        groups.append({"name": "loss", "params": own, "weight_decay": 0.0})
+    if "weight_decay" not in inspect.signature(_optimizers()[config.optimizer].__init__).parameters:
         for group in groups:
             group.pop("weight_decay", None)
-    options: dict[str, Any] = {"lr": config.learning_rate or default}
-    options.update(config.optimizer_options)
-    if "fused" in arguments and not {"fused", "foreach"} & set(options):
-        options["fused"] = True
+    return _built(
+        config.optimizer, groups, {"lr": rate, **options}, "optimizer", config.optimizer_options
+    )
+
+
+def _rate(config: FitConfig, encoder: nn.Module) -> float:
+    default = encoder.learning_rate if isinstance(encoder, Encoder) else Encoder.learning_rate
+    return config.learning_rate or default
+
+
+def _built(
+    name: str,
+    groups: Sequence[dict[str, Any]],
+    options: dict[str, Any],
+    where: str,
+    given: Mapping[str, Any],
+) -> torch.optim.Optimizer:
+    """An optimizer of torch; the fused implementation, if there is one and no option forbids it."""
+    cls: Any = _optimizers()[name]
+    if "fused" in inspect.signature(cls.__init__).parameters and not (
+        {"fused", "foreach"} & set(options)
+    ):
+        options = {**options, "fused": True}
     try:
-        return cls([group for group in groups if group["params"]], **options)
+        optimizer: torch.optim.Optimizer = cls(groups, **options)
     except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-        raise ConfigError(
-            f"optimizer_options do not fit {config.optimizer}: {error} "
-            f"(given: {config.optimizer_options})"
-        ) from None
-
-
-def build_scheduler(config: FitConfig, optimizer: torch.optim.Optimizer, total_steps: int) -> Any:
-    """The learning-rate schedule, one tick per optimizer step.
-
-    Without a name: linear warm-up over `warmup_ratio` of all steps, then linear decay to zero.
-
-    Raises:
-        ConfigError: for option values that the schedule refuses.
-    """
-    from transformers import get_scheduler
-
-    check_scheduler(config.scheduler, config.scheduler_options)
-    name = config.scheduler or "linear"
-    options = dict(config.scheduler_options)
-    ratio = options.pop("warmup_ratio", DEFAULT_WARMUP_RATIO)
-    warmup = options.pop("num_warmup_steps", round(ratio * total_steps))
-    try:
-        return get_scheduler(
-            name,
-            optimizer,
-            num_warmup_steps=None if name == "constant" else warmup,
-            num_training_steps=max(total_steps, 1),
-            scheduler_specific_kwargs=options or None,
-        )
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise ConfigError(
-            f"scheduler_options do not fit {name}: {error} (given: {config.scheduler_options})"
-        ) from None
+        raise ConfigError(f"{where}_options do not fit {name}: {error} (given: {given})") from None
+    return optimizer

@@ -41,7 +41,7 @@ class SnapshotEvaluator:
             number,
             self._encoder,
             self._runtime,
-            layout="padded" if self._job.config.packing == "padded" else "bucketed",
+            layout=self._job.config.packing,
             on_progress=lambda task, done, total: None,
             data_workers=self._data_workers,
         )

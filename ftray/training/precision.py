@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -42,22 +43,29 @@ class Precision:
             return 1.0
         return float(self._scaler.scale(torch.ones((), device=self._device)))
 
-    def step(self, optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> float:
-        """Unscale, clip by the global norm, and step; returns the norm before clipping.
+    def step(
+        self, optimizers: Sequence[torch.optim.Optimizer], max_grad_norm: float | None
+    ) -> float:
+        """Unscale, clip by the norm over all of them, and step; returns the norm before clipping.
 
         Raises:
             FloatingPointError: if the norm is not finite (with fp16 such a step is left out, and
                 the loss scale is lowered).
         """
         if self._scaler is not None:
-            self._scaler.unscale_(optimizer)
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            for optimizer in optimizers:
+                self._scaler.unscale_(optimizer)
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        parameters = [p for group in groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf"))
         if self._scaler is not None:
-            self._scaler.step(optimizer)
+            if torch.isfinite(norm):  # all of them, or none
+                for optimizer in optimizers:
+                    self._scaler.step(optimizer)
             self._scaler.update()
         elif torch.isfinite(norm):
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
         else:
             raise FloatingPointError(f"the norm of the gradient is {float(norm)}")
         return float(norm)

@@ -10,7 +10,6 @@ from ftray.training.checkpoint import Position
 from ftray.training.job import Job
 from ftray.training.learner import Learner
 from ftray.training.points import Point, When
-from ftray.training.weights import copied
 
 __all__ = ["States"]
 
@@ -83,7 +82,7 @@ class States:
             run_path=self._job.run_uri,
             run_id=self._job.run_id,
             model_name=self._job.config.model,
-            weights=lambda: copied(self._learner.encoder),
+            weights=self._learner.weights,
         )
 
     def now(self, step: int | None = None) -> State:

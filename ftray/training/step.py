@@ -6,8 +6,9 @@ encoder. So the collectives need no autograd, and ranks may hold any number of t
 
 That cut through the chain rule is also what micro batches need (Gao et al. 2021, "Scaling deep
 contrastive learning batch size under memory limited setup"): with several of them the first pass
-keeps no graph, and a second one encodes each micro batch again, with the same random state, and
-carries its rows of the gradient back. The loss and the one reduction do not know the difference.
+keeps no graph, and a second one encodes each micro batch again, with the same random state and the
+same buffers, and carries its rows of the gradient back. The loss and the one reduction do not know
+the difference.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from ftray.media import Content
 from ftray.models.base import Draws, Features, Item
 from ftray.models.layout import Layout
 from ftray.runtime.base import Collectives
+from ftray.training.buffers import ReplayedBuffers
 from ftray.training.reduce import deal, gather_rows, reduce_gradients
 from ftray.words import counted
 
@@ -66,6 +68,10 @@ class Encoder(Protocol):
 
     def __call__(self, features: Features) -> Tensor:
         """Embeddings, `(n, D)`."""
+        ...
+
+    def modules(self) -> Iterator[nn.Module]:
+        """All its modules, whose buffers a forward may change."""
         ...
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -203,11 +209,13 @@ def forward_backward(
     for parameter in [*parameters, *loss.parameters()]:
         parameter.grad = None
 
+    cached = len(own.micro_batches) > 1
+    buffers = ReplayedBuffers(encoder, twice=cached)
+
     def encode(number: int) -> Tensor:
-        with seeded(*seed, collectives.rank, number), autocast():
+        with seeded(*seed, collectives.rank, number), autocast(), buffers.of(number):
             return encoder(own.micro_batches[number].features)
 
-    cached = len(own.micro_batches) > 1
     with torch.set_grad_enabled(not cached):
         embeddings = [encode(number) for number in range(len(own.micro_batches))]
     value, gradient = loss_and_gradient(

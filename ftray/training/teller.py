@@ -22,6 +22,7 @@ from ftray.runtime.base import Runtime
 from ftray.training.checkpoint import Position
 from ftray.training.job import Job
 from ftray.training.learner import Batch, Learned, Learner
+from ftray.words import percent
 
 __all__ = ["Teller"]
 
@@ -43,6 +44,8 @@ class Teller:
         self._position = position
         self._plan = job.plan()
         self._texts_per_rank = [0] * runtime.world_size
+        self._tokens = self._processed = 0
+        self._tokens_are_told = False
         self.seconds: dict[str, float] = defaultdict(float)
 
     def tell(self, event: Event) -> None:
@@ -90,6 +93,8 @@ class Teller:
         rank, epoch = self._runtime.rank, self._position.epoch
         for other, share in enumerate(batch.own.shares):
             self._texts_per_rank[other] += len(share)
+        self._tokens += learned.tokens
+        self._processed += learned.processed_tokens
         self.seconds["data"] += data_s
         self.seconds["step"] += step_s
         if self._job.config.log_rows:
@@ -112,6 +117,12 @@ class Teller:
 
     def epoch(self, metrics: dict[str, float]) -> None:
         """An epoch is over, with those metrics that are known now."""
+        if self._tokens and not self._tokens_are_told:
+            self._tokens_are_told = True
+            self.say(
+                f"Tokens: {self._tokens:,} of texts so far, {self._processed:,} computed "
+                f"({percent(self._processed - self._tokens, self._processed)} padding)"
+            )
         self.tell(
             EpochEnded(
                 epoch=self._position.epoch,

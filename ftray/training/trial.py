@@ -8,16 +8,21 @@ from ftray.config import FitConfig
 from ftray.data.dataset import StepRows
 from ftray.errors import ConfigError, FtrayError
 from ftray.losses.base import StepLoss
-from ftray.losses.registry import build_loss
+from ftray.losses.registry import build_loss, least_dim
 from ftray.runtime.process_group import SingleProcess
 from ftray.training.step import loss_and_gradient
 
 __all__ = ["TRIED_ROWS", "small_loss", "try_loss"]
 
 SMALL_DIM = 8
-"""Width of the embeddings that losses are tried with."""
+"""Width of the embeddings that losses are tried with, where a loss asks for no more."""
 TRIED_ROWS = 64
 """A step for a GPU may be more than the driver can hold, with all its triplets."""
+
+
+def tried_dim(config: FitConfig) -> int:
+    """The width of the embeddings that the loss is tried with."""
+    return max(SMALL_DIM, least_dim(config.loss, config.loss_options))
 
 
 def small_loss(config: FitConfig, n_groups: int) -> StepLoss:
@@ -29,7 +34,7 @@ def small_loss(config: FitConfig, n_groups: int) -> StepLoss:
     return build_loss(
         config.loss,
         config.loss_options,
-        embedding_dim=SMALL_DIM,
+        embedding_dim=tried_dim(config),
         n_groups=n_groups,
         seed=0,
         miner=config.miner,
@@ -56,7 +61,7 @@ def try_loss(config: FitConfig, rows: StepRows, n_groups: int) -> None:
         return
     loss = small_loss(config, n_groups)
     draw = torch.Generator().manual_seed(0)
-    embeddings = torch.randn(len(rows.texts), SMALL_DIM, generator=draw)
+    embeddings = torch.randn(len(rows.texts), tried_dim(config), generator=draw)
     alone = SingleProcess(torch.device("cpu"))
     try:
         loss_and_gradient(loss, rows, embeddings, alone, (0, 0, 0), 1.0)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ftray.callbacks.base import GivenWeights, Interpolation
 from ftray.errors import RunFailedError
+from ftray.models.lora import keeps_tuned
 from ftray.training.job import Job
 
 __all__ = ["InitialWeights", "copied", "interpolated", "made", "using"]
@@ -25,7 +26,8 @@ def interpolated(
 ) -> dict[str, Tensor]:
     """(1 - alpha) * initial + alpha * tuned, tensor by tensor (Wortsman et al. 2022, eq. 1).
 
-    Whole numbers (such as positions) are those of `tuned`. alpha = 1 gives `tuned` bit by bit.
+    Whole numbers (such as positions) are those of `tuned`. alpha = 1 gives `tuned` bit by bit. Of
+    low-rank adapters their product lies between, not the two factors each.
 
     Raises:
         RunFailedError: if the two do not have the same names and shapes.
@@ -34,7 +36,9 @@ def interpolated(
     if alpha == 1.0:
         return dict(tuned)
     return {
-        name: (1 - alpha) * initial[name] + alpha * tensor if tensor.is_floating_point() else tensor
+        name: tensor
+        if keeps_tuned(name) or not tensor.is_floating_point()
+        else (1 - alpha) * initial[name] + alpha * tensor
         for name, tensor in tuned.items()
     }
 

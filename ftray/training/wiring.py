@@ -57,7 +57,7 @@ def evaluations_of(
             f"The EvaluationCallbacks are named {names}: each needs a caption of its own, so that "
             "their metrics can be told apart"
         )
-    towers = local_towers(model)
+    towers = local_towers(model, config.model_options)
     return tuple(
         callback.prepare(
             number, columns=config.columns, model=config.model, towers=towers, modalities=takes

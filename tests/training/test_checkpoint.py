@@ -16,8 +16,10 @@ from ftray.errors import StorageError
 from ftray.losses.base import StepLoss
 from ftray.losses.registry import build_loss
 from ftray.record.storage import Storage
+from ftray.training.average import Average
 from ftray.training.checkpoint import (
     Position,
+    Trained,
     amend_checkpoint,
     latest_checkpoint,
     load_weights,
@@ -25,7 +27,8 @@ from ftray.training.checkpoint import (
     remove_checkpoints,
     write_checkpoint,
 )
-from ftray.training.optim import SCHEDULERS, build_optimizer, build_scheduler
+from ftray.training.optim import build_optimizer
+from ftray.training.schedule import SCHEDULERS, build_scheduler
 
 torch.set_num_threads(1)
 
@@ -77,10 +80,14 @@ class Training:
 
     def write(self, storage: Storage, position: Position | None = None) -> str:
         position = position or Position(epoch=1, global_step=4)
-        return write_checkpoint(storage, position, self.encoder, self.loss, self.optimizer)
+        return write_checkpoint(storage, position, self.trained)
 
     def read(self, storage: Storage, name: str) -> Position:
-        return read_checkpoint(storage, name, self.encoder, self.loss, self.optimizer)
+        return read_checkpoint(storage, name, self.trained)
+
+    @property
+    def trained(self) -> Trained:
+        return Trained(self.encoder, self.loss, [self.optimizer])
 
 
 def assert_same_bits(a: Any, b: Any) -> None:
@@ -166,7 +173,7 @@ def test_tied_weights_stay_tied_and_are_stored_under_both_names(storage: Storage
 def test_half_precision_weights_keep_their_bits(storage: Storage) -> None:
     first, second = nn.Linear(3, 2, dtype=torch.bfloat16), nn.Linear(3, 2, dtype=torch.bfloat16)
     optimizer = torch.optim.SGD(first.parameters(), lr=0.1)
-    name = write_checkpoint(storage, Position(), first, nn.Identity(), optimizer)
+    name = write_checkpoint(storage, Position(), Trained(first, nn.Identity(), [optimizer]))
     load_weights(storage, name, second)
     assert_same_bits(second.state_dict(), first.state_dict())
 
@@ -190,8 +197,12 @@ def test_position_comes_back_whole(storage: Storage) -> None:
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedule_goes_on_where_it_was(storage: Storage, name: str) -> None:
     def schedule(training: Training) -> Any:
-        config = FitConfig(model="m", train_data="t", scheduler=name)
-        return build_scheduler(config, training.optimizer, 20)
+        options = {
+            "cosine_with_min_lr": {"min_lr_rate": 0.1},
+            "warmup_stable_decay": {"num_decay_steps": 5},
+        }.get(name, {})
+        config = FitConfig(model="m", train_data="t", scheduler=name, scheduler_options=options)
+        return build_scheduler(config, [training.optimizer], 20)
 
     first, second = Training(0), Training(1)
     undisturbed, resumed = schedule(first), schedule(second)
@@ -201,7 +212,7 @@ def test_schedule_goes_on_where_it_was(storage: Storage, name: str) -> None:
     saved = first.write(storage, Position(scheduler=undisturbed.state_dict()))
     resumed.load_state_dict(second.read(storage, saved).scheduler)
     for _ in range(10):
-        assert resumed.get_last_lr() == undisturbed.get_last_lr()
+        assert resumed.state_dict() == undisturbed.state_dict()
         for training, each in ((first, undisturbed), (second, resumed)):
             training.optimizer.step()
             each.step()
@@ -214,13 +225,14 @@ def test_loss_without_parameters_has_no_file(storage: Storage) -> None:
     encoder = nn.Linear(2, 2)
     loss = build_loss("InfoNCE", {}, embedding_dim=2, n_groups=2, seed=0)
     optimizer = torch.optim.SGD(encoder.parameters(), lr=0.1)
-    name = write_checkpoint(storage, Position(), encoder, loss, optimizer)
+    trained = Trained(encoder, loss, [optimizer])
+    name = write_checkpoint(storage, Position(), trained)
     assert storage.names(f"checkpoints/{name}") == [
         "model.safetensors",
         "optimizer.safetensors",
         "state.json",
     ]
-    assert read_checkpoint(storage, name, encoder, loss, optimizer) == Position()
+    assert read_checkpoint(storage, name, trained) == Position()
 
 
 # ---------------------------------------------------------------- which there are
@@ -250,10 +262,11 @@ def test_what_is_known_later_is_added_to_a_checkpoint(storage: Storage) -> None:
     encoder, loss = nn.Linear(2, 2), nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(encoder.parameters())
     position = Position(epoch=1, global_step=10, scheduler={"last_epoch": 10})
-    write_checkpoint(storage, position, encoder, loss, optimizer)
+    trained = Trained(encoder, loss, [optimizer])
+    write_checkpoint(storage, position, trained)
     position.stopped = "no improvement"
     amend_checkpoint(storage, position)
-    again = read_checkpoint(storage, "epoch-0001", encoder, loss, optimizer)
+    again = read_checkpoint(storage, "epoch-0001", trained)
     assert again == position
 
 
@@ -351,3 +364,63 @@ def test_damaged_checkpoint_is_refused_not_unpickled(storage: Storage, file: str
     storage.write_bytes(f"checkpoints/{name}/{file}.safetensors", b"\x80\x05cos\nsystem\n.")
     with pytest.raises(StorageError, match=rf"The checkpoint {name} is damaged"):
         Training(0).read(storage, name)
+
+
+# ---------------------------------------------------------------- an average, a second optimizer
+
+
+def both(training: Training) -> Trained:
+    """With an optimizer for the loss, and an average of the weights."""
+    own = torch.optim.SGD(training.loss.parameters(), lr=0.1, momentum=0.9)
+    alone = torch.optim.AdamW(training.encoder.parameters(), lr=0.01)
+    return Trained(training.encoder, training.loss, [alone, own], Average(training.encoder, 0.5))
+
+
+def steps_of(trained: Trained, *numbers: int) -> None:
+    assert trained.average is not None
+    for number in numbers:
+        draw = torch.Generator().manual_seed(number)
+        for parameter in (*trained.encoder.parameters(), *trained.loss.parameters()):
+            parameter.grad = torch.randn(parameter.shape, generator=draw)
+        for optimizer in trained.optimizers:
+            optimizer.step()
+        trained.average.follow()
+
+
+def test_two_optimizers_and_an_average_go_on_bit_equal(storage: Storage) -> None:
+    first, second = both(Training(0)), both(Training(1))
+    steps_of(first, 1, 2, 3)
+    name = write_checkpoint(storage, Position(epoch=1, global_step=3), first)
+    read_checkpoint(storage, name, second)
+    assert first.average is not None and second.average is not None
+    second.average.steps = first.average.steps
+    for trained in (first, second):
+        steps_of(trained, 4, 5)
+    assert_same_bits(first.encoder.state_dict(), second.encoder.state_dict())
+    assert_same_bits(first.loss.state_dict(), second.loss.state_dict())
+    assert_same_bits(first.average.state_dict(), second.average.state_dict())
+    for one, other in zip(first.optimizers, second.optimizers, strict=True):
+        assert_same_bits(one.state_dict(), other.state_dict())
+
+
+def test_weights_to_use_are_the_average_and_those_to_go_on_from_are_not(storage: Storage) -> None:
+    trained, other, usable = both(Training(0)), both(Training(1)), Net()
+    steps_of(trained, 1, 2)
+    assert trained.average is not None
+    name = write_checkpoint(storage, Position(), trained)
+    load_weights(storage, name, usable)
+    assert_same_bits(usable.state_dict(), trained.average.weights())
+    read_checkpoint(storage, name, other)
+    assert_same_bits(other.encoder.state_dict(), trained.encoder.state_dict())
+    assert not torch.equal(usable.words.weight, trained.encoder.state_dict()["words.weight"])
+
+
+def test_a_checkpoint_without_what_is_needed_does_not_fit(storage: Storage) -> None:
+    training = Training(0)
+    name = training.write(storage)
+    wanted = both(training)
+    with pytest.raises(StorageError, match="does not fit the optimizer: it has 1 optimizer"):
+        read_checkpoint(storage, name, wanted)
+    averaged = Trained(training.encoder, training.loss, [training.optimizer], wanted.average)
+    with pytest.raises(StorageError, match="has no average of this model's weights"):
+        read_checkpoint(storage, name, averaged)

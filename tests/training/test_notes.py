@@ -190,3 +190,16 @@ def test_losses_on_labels_take_the_partner_of_a_pair_for_its_positive(tiny_model
 def test_nothing_is_said_of_steps_that_there_will_not_be(tiny_model) -> None:
     notes = prepared(tiny_model, pairs(40), epochs=0).notes
     assert not any("negatives" in note for note in notes)
+
+
+def test_losses_without_negatives_are_told_as_such(tiny_model) -> None:
+    scored = [{**row, "score": i / 40} for i, row in enumerate(pairs(40))]
+    note = step_note(tiny_model, scored, loss="CoSENTLoss")
+    assert note.startswith("Each step: 16 pairs, ranked by their scores")
+    note = step_note(tiny_model, scored, loss="CosineSimilarityLoss")
+    assert note.startswith("Each step: 16 pairs, each compared with its score")
+    note = step_note(tiny_model, pairs(40), loss="VICRegLoss")
+    assert "each compared with itself; there are no negatives" in note
+    options = {"loss": "CrossBatchMemory", "loss_options": {"loss": "SupConLoss"}, "dims": [8]}
+    note = step_note(tiny_model, labelled(8, 8), loss="MatryoshkaLoss", loss_options=options)
+    assert "that the loss remembers of the steps before" in note

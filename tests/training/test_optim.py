@@ -12,17 +12,29 @@ from ftray.config import FitConfig
 from ftray.errors import ConfigError
 from ftray.losses.registry import build_loss
 from ftray.training.optim import (
+    NOT_STEPWISE,
+    build_optimizer,
+    build_optimizers,
+    check_loss_optimizer,
+    check_optimizer,
+)
+from ftray.training.precision import Precision
+from ftray.training.schedule import (
     SCHEDULER_OPTIONS,
     SCHEDULERS,
-    build_optimizer,
     build_scheduler,
-    check_optimizer,
     check_scheduler,
 )
 
 torch.set_num_threads(1)
 
+NEEDED = {
+    "cosine_with_min_lr": {"min_lr_rate": 0.1},
+    "warmup_stable_decay": {"num_decay_steps": 20},
+}
+"""Options without which a schedule cannot be."""
 ADAPTIVE = ("AdamW", "Adam", "Adafactor", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam")
+USABLE = (*ADAPTIVE, "SGD", "ASGD", "RMSprop", "Rprop")
 
 
 def config(**options: Any) -> FitConfig:
@@ -45,7 +57,7 @@ def rates(steps: int, total: int, **options: Any) -> list[float]:
     """The learning rate of each step."""
     given = config(learning_rate=1.0, optimizer="SGD", **options)
     optimizer = build_optimizer(given, encoder(), no_parameters())
-    scheduler = build_scheduler(given, optimizer, total)
+    scheduler = build_scheduler(given, [optimizer], total)
     seen = []
     for _ in range(steps):
         seen.append(optimizer.param_groups[0]["lr"])
@@ -113,7 +125,19 @@ def test_frozen_weights_are_left_out() -> None:
     assert [len(group["params"]) for group in optimizer.param_groups] == [1, 3]
 
 
-@pytest.mark.parametrize("name", [*ADAPTIVE, "SGD", "ASGD", "RMSprop", "Rprop"])
+def test_every_optimizer_of_torch_is_taken_or_refused_for_a_reason() -> None:
+    """A new one of torch's: add it to the list that is tried below, or say why it cannot be."""
+    every = {
+        name
+        for name, cls in vars(torch.optim).items()
+        if isinstance(cls, type)
+        and issubclass(cls, torch.optim.Optimizer)
+        and cls is not torch.optim.Optimizer
+    }
+    assert every == {*USABLE, *NOT_STEPWISE}
+
+
+@pytest.mark.parametrize("name", USABLE)
 def test_every_optimizer_lowers_a_loss(name: str) -> None:
     torch.manual_seed(0)
     net = encoder()
@@ -165,6 +189,83 @@ def test_impossible_value_is_an_error_of_the_configuration(options: dict[str, An
         build_optimizer(config(optimizer_options=options), encoder(), no_parameters())
 
 
+# ---------------------------------------------------------------- an optimizer for the loss
+
+
+def with_own(**options: Any) -> list[torch.optim.Optimizer]:
+    return build_optimizers(config(learning_rate=0.1, **options), encoder(), proxies())
+
+
+def test_by_default_the_loss_has_no_optimizer_of_its_own() -> None:
+    (one,) = with_own()
+    assert [group["name"] for group in one.param_groups] == ["decayed", "plain", "loss"]
+
+
+def test_the_loss_has_another_optimizer_with_a_rate_of_its_own() -> None:
+    one, other = with_own(loss_optimizer="SGD", loss_optimizer_options={"lr": 0.5, "momentum": 0.9})
+    assert [type(optimizer).__name__ for optimizer in (one, other)] == ["AdamW", "SGD"]
+    assert [group["name"] for group in one.param_groups] == ["decayed", "plain"]
+    (group,) = other.param_groups
+    found = [group[name] for name in ("name", "lr", "momentum", "weight_decay")]
+    assert found == ["loss", 0.5, 0.9, 0.0]
+
+
+def test_without_a_name_it_is_of_the_same_class_with_the_same_rate() -> None:
+    one, other = with_own(optimizer="Adam", loss_optimizer_options={"eps": 0.5})
+    assert type(one) is type(other) is torch.optim.Adam
+    assert [optimizer.param_groups[0]["lr"] for optimizer in (one, other)] == [0.1, 0.1]
+    assert [optimizer.param_groups[0]["eps"] for optimizer in (one, other)] == [1e-8, 0.5]
+
+
+def test_both_follow_one_schedule_and_are_clipped_together() -> None:
+    given = config(
+        learning_rate=0.1,
+        loss_optimizer="SGD",
+        loss_optimizer_options={"lr": 0.5},
+        scheduler="linear",
+        scheduler_options={"num_warmup_steps": 0},
+    )
+    net, loss = encoder(), proxies()
+    optimizers = build_optimizers(given, net, loss)
+    scheduler = build_scheduler(given, optimizers, 4)
+    parameters = [*net.parameters(), *loss.parameters()]
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    norm = Precision("fp32", torch.device("cpu")).step(optimizers, 1.0)
+    assert norm == pytest.approx(sum(p.numel() for p in parameters) ** 0.5)
+    clipped = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
+    assert float(clipped.norm()) == pytest.approx(1.0)
+    scheduler.step()
+    assert [o.param_groups[0]["lr"] for o in optimizers] == pytest.approx([0.075, 0.375])
+
+
+@pytest.mark.parametrize(
+    "options", [{"loss_optimizer": "SGD"}, {"loss_optimizer_options": {"lr": 0.1}}]
+)
+def test_a_loss_without_parameters_has_no_use_for_an_optimizer(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(ConfigError, match=f"^{name}: TripletMarginLoss has no parameters of its"):
+        check_loss_optimizer(config(**options), no_parameters())
+
+
+def test_mistakes_in_the_optimizer_of_the_loss_name_its_fields() -> None:
+    for options, message in (
+        ({"loss_optimizer": "LBFGS"}, "loss_optimizer = 'LBFGS' cannot be used here"),
+        ({"loss_optimizer": "sgd"}, "There is no optimizer 'sgd'. Did you mean 'SGD'"),
+        (
+            {"loss_optimizer": "SGD", "loss_optimizer_options": {"momentun": 1}},
+            "loss_optimizer_options.momentun: SGD has no such option. Did you mean 'momentum'",
+        ),
+        (
+            {"loss_optimizer_options": {"lr": -1}},
+            "loss_optimizer_options do not fit AdamW: Invalid learning rate",
+        ),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            with_own(**options)
+        assert message in str(caught.value)
+
+
 # ---------------------------------------------------------------- schedules
 
 
@@ -177,6 +278,7 @@ def test_default_warms_up_over_a_tenth_and_falls_to_zero() -> None:
 @pytest.mark.parametrize("name", sorted(set(SCHEDULERS) - {"constant"}))
 @pytest.mark.parametrize("options", [{"warmup_ratio": 0.2}, {"num_warmup_steps": 20}])
 def test_every_schedule_but_constant_warms_up(name: str, options: dict[str, Any]) -> None:
+    options = {**NEEDED.get(name, {}), **options}
     seen = rates(100, 100, scheduler=name, scheduler_options=options)
     assert seen[:21] == pytest.approx([i / 20 for i in range(21)])
     assert max(seen) == pytest.approx(1)
@@ -191,11 +293,14 @@ def test_every_schedule_but_constant_warms_up(name: str, options: dict[str, Any]
         ("cosine", 0.5, 0.0),
         ("cosine_with_restarts", 0.5, 0.0),
         ("polynomial", 0.5, 1e-7),
+        ("cosine_with_min_lr", 0.55, 0.1),
+        ("warmup_stable_decay", 1.0, 0.0),
         ("inverse_sqrt", (1 + 40 / 20) ** -0.5, (1 + 80 / 20) ** -0.5),
     ],
 )
 def test_rate_in_the_middle_and_at_the_end(name: str, middle: float, end: float) -> None:
-    options = {} if name == "constant" else {"num_warmup_steps": 20}
+    options: dict[str, Any] = {} if name == "constant" else {"num_warmup_steps": 20}
+    options |= NEEDED.get(name, {})
     if name == "inverse_sqrt":
         options["timescale"] = 20
     seen = rates(101, 100, scheduler=name, scheduler_options=options)
@@ -208,9 +313,22 @@ def test_rate_in_the_middle_and_at_the_end(name: str, middle: float, end: float)
     [(name, option) for name, options in SCHEDULER_OPTIONS.items() for option in sorted(options)],
 )
 def test_no_option_of_a_schedule_is_ignored(name: str, option: str) -> None:
-    value = {"num_cycles": 3, "timescale": 7, "lr_end": 0.25, "power": 3}[option]
-    changed = rates(30, 30, scheduler=name, scheduler_options={option: value})
-    assert changed != rates(30, 30, scheduler=name)
+    value = {
+        "num_cycles": 3,
+        "timescale": 7,
+        "lr_end": 0.25,
+        "power": 3,
+        "min_lr": 0.2,
+        "min_lr_rate": 0.2,
+        "decay_type": "linear",
+        "warmup_type": "cosine",
+        "min_lr_ratio": 0.2,
+        "num_decay_steps": 9,
+    }[option]
+    base = {"num_warmup_steps": 5, **NEEDED.get(name, {})}
+    given = {k: v for k, v in base.items() if not (option == "min_lr" and k == "min_lr_rate")}
+    changed = rates(30, 30, scheduler=name, scheduler_options={**given, option: value})
+    assert changed != rates(30, 30, scheduler=name, scheduler_options=base)
 
 
 @pytest.mark.parametrize("total", [0, 1, 2])
@@ -254,3 +372,79 @@ def test_impossible_warm_up_names_key_and_value(options: dict[str, Any]) -> None
 def test_schedule_that_refuses_its_options_is_an_error_of_the_configuration() -> None:
     with pytest.raises(ConfigError, match=r"scheduler_options do not fit polynomial: .*lr_end"):
         rates(1, 10, scheduler="polynomial", scheduler_options={"lr_end": 2.0})
+
+
+# ---------------------------------------------------------------- in epochs, and for how long
+
+
+def rates_of_epochs(epochs: int, steps: int = 3, **options: Any) -> list[list[float]]:
+    """The learning rate of each step of each epoch, with a tick for each epoch."""
+    scheduler = options.pop("scheduler", "linear")
+    given = config(
+        learning_rate=1.0,
+        optimizer="SGD",
+        scheduler=scheduler,
+        scheduler_options={"scheduler_step": "epoch", **options},
+    )
+    optimizer = build_optimizer(given, encoder(), no_parameters())
+    schedule = build_scheduler(given, [optimizer], steps * epochs, epochs)
+    seen: list[list[float]] = []
+    for _ in range(epochs):
+        seen.append([])
+        for step in range(steps):
+            seen[-1].append(optimizer.param_groups[0]["lr"])
+            schedule.step(epoch_ends=step == steps - 1)
+    return seen
+
+
+def test_a_tick_for_each_epoch_keeps_the_rate_within_it() -> None:
+    seen = rates_of_epochs(4, num_warmup_steps=0)
+    assert seen == [pytest.approx([rate] * 3) for rate in (1.0, 0.75, 0.5, 0.25)]
+
+
+def test_warm_up_in_epochs_does_not_lose_the_first_one() -> None:
+    assert [rates[0] for rates in rates_of_epochs(5, num_warmup_steps=1)] == pytest.approx(
+        [1 / 2, 1, 3 / 4, 2 / 4, 1 / 4]
+    )
+    seen = [rates[0] for rates in rates_of_epochs(10)]  # a tenth of them
+    assert seen[:3] == pytest.approx([0.5, 1.0, 8 / 9])
+
+
+@pytest.mark.parametrize("name", sorted(set(SCHEDULERS) - {"constant"}))
+def test_without_warm_up_an_epoch_has_the_rate_of_its_number(name: str) -> None:
+    needed = {**NEEDED.get(name, {}), "num_warmup_steps": 0}
+    if "num_decay_steps" in needed:
+        needed["num_decay_steps"] = 3
+    in_epochs = [each[0] for each in rates_of_epochs(8, scheduler=name, **needed)]
+    assert in_epochs == pytest.approx(rates(8, 8, scheduler=name, scheduler_options=needed))
+
+
+def test_a_schedule_may_end_before_training_or_after_it() -> None:
+    options = {"num_warmup_steps": 0, "num_training_steps": 10}
+    early = rates(15, 20, scheduler="cosine", scheduler_options=options)
+    assert early[5] == pytest.approx(0.5) and early[10:] == pytest.approx([0.0] * 5)
+    late = rates(5, 5, scheduler="linear", scheduler_options=options)
+    assert late == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6])
+    auto = {**options, "num_training_steps": "auto"}
+    assert rates(5, 10, scheduler="linear", scheduler_options=auto) == pytest.approx(late)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"scheduler_step": "step"},
+            "scheduler_options.scheduler_step = 'step': 'batch' (the rate",
+        ),
+        ({"num_training_steps": 0}, "scheduler_options.num_training_steps = 0: 'auto', or one"),
+        ({"num_training_steps": True}, "scheduler_options.num_training_steps = True: 'auto'"),
+    ],
+)
+def test_impossible_lengths_name_key_and_value(options: dict[str, Any], message: str) -> None:
+    assert scheduler_refused("linear", **options).startswith(message)
+    assert "constant has no such option" in scheduler_refused("constant", **options)
+
+
+@pytest.mark.parametrize("name", ["reduce_lr_on_plateau", "greedy"])
+def test_schedules_that_follow_a_metric_are_refused_with_the_reason(name: str) -> None:
+    assert scheduler_refused(name).startswith(f"scheduler = '{name}' cannot be used here: it follo")

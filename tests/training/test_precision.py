@@ -79,7 +79,7 @@ def test_fp16_gradient_is_scaled_and_unscaled_again(exact: Tensor) -> None:
     assert scale > 1000
     backward(model, precision)
     assert (flat_gradient(model) / scale - exact).norm() < 0.005 * exact.norm()
-    norm = precision.step(standing(model), max_grad_norm=None)
+    norm = precision.step([standing(model)], max_grad_norm=None)
     assert (flat_gradient(model) - exact).norm() < 0.005 * exact.norm()
     assert norm == pytest.approx(float(exact.norm()), rel=0.005)
 
@@ -92,7 +92,7 @@ def test_fp16_step_moves_the_weights_as_single_precision_does(fused: bool) -> No
         start = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=fused)
         backward(model, precision)
-        precision.step(optimizer, max_grad_norm=None)
+        precision.step([optimizer], max_grad_norm=None)
         moved.append(torch.cat([p.detach().flatten() for p in model.parameters()]) - start)
     assert (moved[1] - moved[0]).norm() < 0.005 * moved[0].norm()
 
@@ -104,7 +104,7 @@ def test_clipping_is_by_the_norm_over_all_weights_after_unscaling(name: str) -> 
     other = nn.Parameter(torch.zeros(3))  # such as the loss's own
     other.grad = torch.full((3,), 2.0 * precision.scale())
     optimizer = torch.optim.SGD([{"params": model.parameters()}, {"params": [other]}], lr=0.0)
-    norm = precision.step(optimizer, max_grad_norm=0.5)
+    norm = precision.step([optimizer], max_grad_norm=0.5)
     assert norm > 12**0.5
     clipped = torch.cat([flat_gradient(model), other.grad]).norm()
     assert float(clipped) == pytest.approx(0.5, rel=1e-4)
@@ -118,7 +118,7 @@ def test_overflow_skips_the_step_and_lowers_the_scale() -> None:
     first = next(model.parameters())
     assert first.grad is not None
     first.grad[0, 0] = float("inf")
-    precision.step(torch.optim.SGD(model.parameters(), lr=1.0), max_grad_norm=1.0)
+    precision.step([torch.optim.SGD(model.parameters(), lr=1.0)], max_grad_norm=1.0)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert precision.scale() == scale / 2
 
@@ -128,6 +128,30 @@ def test_scale_survives_a_restart() -> None:
     model = net()
     backward(model, first)
     next(model.parameters()).grad.fill_(float("inf"))  # type: ignore[union-attr]
-    first.step(standing(model), None)
+    first.step([standing(model)], None)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert second.scale() == first.scale() < Precision("fp16", CPU).scale()
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16"])
+def test_two_optimizers_step_together_or_not_at_all(name: str) -> None:
+    """A gradient that is no number in one of them holds the other one up as well."""
+    precision, models = Precision(name, CPU), [net(), net()]
+    optimizers = [torch.optim.SGD(model.parameters(), lr=1.0) for model in models]
+    for model in models:
+        backward(model, precision)
+    next(models[0].parameters()).grad.fill_(float("nan"))  # type: ignore[union-attr]
+    before = [p.detach().clone() for model in models for p in model.parameters()]
+    if name == "fp32":
+        with pytest.raises(FloatingPointError):
+            precision.step(optimizers, 1.0)
+    else:
+        precision.step(optimizers, 1.0)
+    assert all(map(torch.equal, before, [p for model in models for p in model.parameters()]))
+    for model in models:
+        model.zero_grad()
+        backward(model, precision)
+    norm = precision.step(optimizers, 1.0)
+    assert 0 < norm < float("inf")
+    after = [p for model in models for p in model.parameters()]
+    assert not any(map(torch.equal, before, after))
