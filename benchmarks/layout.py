@@ -1,4 +1,4 @@
-"""A training step's forward and backward: bucketed against padded, and sentence-transformers.
+"""A training step's forward and backward in each layout, beside sentence-transformers'.
 
     python benchmarks/layout.py [--runs 5] [--threads 2] [--write]
 
@@ -20,9 +20,11 @@ from collections.abc import Callable
 import common
 import torch
 
+from ftray.models.layout import Layout
 from ftray.models.registry import load_encoder
 
 ROWS = 64
+LAYOUTS: tuple[Layout, ...] = ("padded", "bucketed", "packed", "auto")
 PEER = "sentence-transformers, padded"
 
 
@@ -54,13 +56,15 @@ def main() -> None:
     name, rows = texts()
     items = [("", text) for text in rows]
 
-    def ours(layout: str) -> Callable[[], torch.Tensor]:
+    def ours(layout: Layout) -> Callable[[], torch.Tensor]:
         return lambda: encoder(encoder.collate(items, layout))
 
     ways = {
         PEER: lambda: encoder.model(encoder.model.preprocess(rows))["sentence_embedding"],
         "ftray, padded": ours("padded"),
         "ftray, bucketed": ours("bucketed"),
+        "ftray, packed": ours("packed"),
+        "ftray, auto (the default)": ours("auto"),
     }
     with torch.no_grad():
         reference = ways[PEER]()
@@ -74,7 +78,7 @@ def main() -> None:
             start = time.perf_counter()
             run().square().sum().backward()
             seconds[way].append(time.perf_counter() - start)
-    features = {layout: encoder.collate(items, layout) for layout in ("padded", "bucketed")}
+    features = {layout: encoder.collate(items, layout) for layout in LAYOUTS}
     processed = ", ".join(f"{k} {v.processed_tokens}" for k, v in features.items())
     table = []
     for way, (_, *rest) in seconds.items():
@@ -83,7 +87,7 @@ def main() -> None:
         table.append([way, *(f"{s:.3f}" for s in (median, min(rest), max(rest))), f"{ratio:.2f}"])
     common.page(
         "layout",
-        "Layout of a step: bucketed against padded",
+        "Layout of a step: packed, bucketed and padded",
         f"{ROWS} texts of {name}, drawn with seed 0: {features['padded'].tokens} tokens; "
         f"processed: {processed}. Medians of {arguments.runs} alternating runs after one warm-up; "
         "the embeddings of all agree to 1e-5 (checked first).\n\n"

@@ -189,7 +189,9 @@ def fit(work: Workload, model: str, folder: Path, **options: Any) -> Trace:
     return Trace([event.loss for event in steps], [event.time_s for event in steps], cpu_s)
 
 
-def ftray_gradient(work: Workload, model: str, layout: Layout) -> tuple[float, Tensor]:
+def ftray_gradient(
+    work: Workload, model: str, layout: Layout, micro_batch_size: int | None = None
+) -> tuple[float, Tensor]:
     """Loss and gradient of the first step, as the loop computes them."""
     encoder, job = load_encoder(model, max_length=work.max_length).train(), work.job
     loss = build_loss(
@@ -201,7 +203,7 @@ def ftray_gradient(work: Workload, model: str, layout: Layout) -> tuple[float, T
     )
     alone = SingleProcess(torch.device("cpu"))
     rows = job.train.step_rows(job.plan().rows(0, 0), roles_differ=encoder.roles_differ)
-    own = own_texts(encoder, rows, layout, alone)
+    own = own_texts(encoder, rows, layout, alone, micro_batch_size)
     result = forward_backward(encoder, loss, rows, own, alone)
     return result.loss, flat(encoder)
 
@@ -241,7 +243,13 @@ def trainer_gradient(work: Workload, model: str, folder: Path) -> tuple[float, T
     return loss.item(), flat(built.model)
 
 
-def build_trainer(work: Workload, model: str, folder: Path, trace: Trace) -> Any:
+def build_trainer(
+    work: Workload,
+    model: str,
+    folder: Path,
+    trace: Trace,
+    loss_of: Callable[[SentenceTransformer], nn.Module] | None = None,
+) -> Any:
     """The trainer over the same rows; while it trains it fills the trace."""
     from datasets import Dataset
     from sentence_transformers import (
@@ -264,7 +272,10 @@ def build_trainer(work: Workload, model: str, folder: Path, trace: Trace) -> Any
 
     encoder, total = load(model, work.max_length), len(work.batches)
     labelled = work.batches[0].labels is not None
-    loss = LossOfLabels(encoder) if labelled else MultipleNegativesRankingLoss(encoder, SCALE)
+    if loss_of is not None:
+        loss = loss_of(encoder)
+    else:
+        loss = LossOfLabels(encoder) if labelled else MultipleNegativesRankingLoss(encoder, SCALE)
     loss.register_forward_hook(lambda _, __, value: trace.losses.append(value.item()))
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder),

@@ -150,12 +150,11 @@ def labelled(steps: int) -> Workload | None:
     ][: steps * CLASSES]
     common.require(len(chunks) == steps * CLASSES, f"Banking77 has not {steps} full steps")
     return workload(
-        f"Labels: Banking77, batches of {CLASSES} classes × {ITEMS} texts, at most 48 tokens, "
-        "SupConLoss",
+        f"Labels: Banking77, batches of {CLASSES} classes × {ITEMS} texts, uncut, SupConLoss",
         [{"text": text, "label": label} for label, texts in chunks for text in texts],
         batch_size=CLASSES * ITEMS,
         num_items_per_class=ITEMS,
-        max_length=48,
+        max_length=128,
         loss="SupConLoss",
         loss_options={"temperature": TEMPERATURE},
     )

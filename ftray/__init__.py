@@ -11,10 +11,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ftray.api import (
+        compare_sizes,
+        cos_sim,
         delete_experiment,
         delete_run,
         describe_models,
         encode,
+        encode_stream,
         evaluate,
         fit,
         get_experiment,
@@ -27,11 +30,14 @@ if TYPE_CHECKING:
         list_models,
         list_runs,
         list_sweeps,
+        model_summary,
         submit,
         sweep,
+        to_onnx,
     )
     from ftray.config import FitConfig
     from ftray.errors import FtrayError
+    from ftray.evaluation.quantize import quantization_ranges, quantize
     from ftray.experiment import Experiment
     from ftray.run import Run
     from ftray.sweeps.config import SweepConfig
@@ -44,10 +50,13 @@ _LAZY = {
     "Run": "ftray.run",
     "Sweep": "ftray.sweeps.sweep",
     "SweepConfig": "ftray.sweeps.config",
+    "compare_sizes": "ftray.api",
+    "cos_sim": "ftray.api",
     "delete_experiment": "ftray.api",
     "delete_run": "ftray.api",
     "describe_models": "ftray.api",
     "encode": "ftray.api",
+    "encode_stream": "ftray.api",
     "evaluate": "ftray.api",
     "fit": "ftray.api",
     "get_experiment": "ftray.api",
@@ -60,8 +69,12 @@ _LAZY = {
     "list_models": "ftray.api",
     "list_runs": "ftray.api",
     "list_sweeps": "ftray.api",
+    "model_summary": "ftray.api",
+    "quantization_ranges": "ftray.evaluation.quantize",
+    "quantize": "ftray.evaluation.quantize",
     "submit": "ftray.api",
     "sweep": "ftray.api",
+    "to_onnx": "ftray.api",
 }
 
 __all__ = [
@@ -72,10 +85,13 @@ __all__ = [
     "Sweep",
     "SweepConfig",
     "__version__",
+    "compare_sizes",
+    "cos_sim",
     "delete_experiment",
     "delete_run",
     "describe_models",
     "encode",
+    "encode_stream",
     "evaluate",
     "fit",
     "get_experiment",
@@ -88,8 +104,12 @@ __all__ = [
     "list_models",
     "list_runs",
     "list_sweeps",
+    "model_summary",
+    "quantization_ranges",
+    "quantize",
     "submit",
     "sweep",
+    "to_onnx",
 ]
 
 

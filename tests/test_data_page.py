@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import tarfile
@@ -153,7 +154,7 @@ def test_an_example_is_read_as_printed_and_the_log_says_what_is_printed(
 
 
 def test_every_text_block_belongs_to_an_example() -> None:
-    assert len(EXAMPLES) == PAGE.count("```text\n") == 13
+    assert len(EXAMPLES) == PAGE.count("```text\n") == 15
     assert all(lines_of(example.said) for example in EXAMPLES)
 
 
@@ -233,6 +234,12 @@ def vectors(second: str) -> str:
     return refused(written("features.jsonl", lines), modalities=FEATURES)
 
 
+def taught(name: str, second: dict[str, list[object]]) -> str:
+    """The page's rows with negatives, the second one with other lists."""
+    rows = [json.loads(line) for line in FILES[name].splitlines()]
+    return refused(written(name, [json.dumps(row) for row in (rows[0], {**rows[1], **second})]))
+
+
 def absent_documents() -> str:
     path = Path("science/qrels/test.tsv")
     path.write_text("query-id\tcorpus-id\tscore\nq1\td9\t1\n")
@@ -257,6 +264,8 @@ def packed(name: str, content: bytes) -> str:
 CASES: dict[str, Callable[[], str]] = {
     "a damaged image": a_damaged_image,
     "a file that is missing": lambda: refused(shoes(18, "shoes/17.png,boot")),
+    "a row without negatives": lambda: taught("hard.jsonl", {"neg": []}),
+    "scores that do not fit the negatives": lambda: taught("taught.jsonl", {"score": [1]}),
     "an empty cell": lambda: refused(shoes(3, ",boot")),
     "an address in the web": lambda: refused(shoes(2, "https://shop.example/1.png,boot")),
     "texts among images": lambda: refused(shoes(3, "a red shoe,boot")),

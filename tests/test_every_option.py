@@ -447,6 +447,50 @@ def data_workers(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> No
         ftray.fit(listeners=[], **{**here, "data_workers": -1})
 
 
+def compiled(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled; tests/training/test_compiling.py compiles it, which takes a minute."""
+    given: list[str] = []
+
+    def watched(function: Any, **_: Any) -> Any:
+        given.append(type(getattr(function, "__self__", None)).__name__)
+        return function
+
+    monkeypatch.setattr(torch, "compile", watched)
+    for wanted, names in ((False, []), (True, ["NoneType", "BertModel"])):
+        given.clear()
+        ftray.fit(listeners=[], **{**options, "compile": wanted, "epochs": 1})
+        assert given == names
+
+
+def to_onnx(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """tests/models/test_onnx.py compares the graphs; here: who gets one, and what is refused."""
+    pictures = str(Path(options["train_data"]).with_name("pictures"))
+    there = {**options, "model": "convnet", "train_data": pictures, "epochs": 0}
+    there |= {"model_options": {"channels": [4]}, "data_workers": 0}
+    for wanted in (False, True):
+        run = ftray.fit(listeners=[], **{**there, "to_onnx": wanted})
+        assert Path(run.artifact_id, "onnx", "model.onnx").is_file() is wanted
+    with pytest.raises(FtrayError, match="'pointnet-base' cannot be exported as ONNX"):
+        given = {**there, "model": "pointnet-base", "model_options": {}, "to_onnx": True}
+        prepare(validated(given), "/nowhere")
+
+
+def model_artifact(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """tests/training/test_lineage.py has more of it."""
+    first = ftray.fit(listeners=[], **{**options, "epochs": 1})
+    again = {**options, "epochs": 1, "model_artifact": first.artifact_id}
+    second = ftray.fit(listeners=[], **again)
+    losses = [
+        next(e.loss for e in run._record.events() if isinstance(e, StepEnded))
+        for run in (first, second)
+    ]
+    assert losses[0] != losses[1]
+    with pytest.raises(
+        ConfigError, match="model = 'minilm', but model_artifact = .* was made from"
+    ):
+        prepare(validated({**again, "model": "minilm"}), "/nowhere")
+
+
 def resume(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A run cut off after its first epoch: refused, continued; and one that is not there."""
     from ftray.callbacks import Callback
@@ -480,6 +524,7 @@ TRAINED = ("losses", "weights")
 EVALUATION = {"EvaluationCallback": {"query_data": "{place}/other.csv"}}
 MINER = "TripletMarginMiner"
 
+PROXIES = {"loss": "ProxyAnchorLoss"}
 PICTURES = {"model": "convnet", "train_data": "{place}/pictures"}
 
 FIELDS: dict[str, Case] = {
@@ -492,6 +537,18 @@ FIELDS: dict[str, Case] = {
     "val_split": Case(change=0.25, differs=("rows", "validation loss", *TRAINED)),
     "model_options": Case(
         change={"channels": [4, 8]}, besides=PICTURES, differs=("first loss", *TRAINED), same=PLAN
+    ),
+    "model_artifact": Case(check=model_artifact),
+    "output_dim": Case(change=8, differs=("first loss", *TRAINED), same=PLAN),
+    "freeze": Case(
+        change=["*.embeddings.*"],
+        differs=("gradient norms", *TRAINED),
+        same=(*PLAN, "first loss"),
+    ),
+    "lora": Case(
+        change={"r": 4},
+        differs=("gradient norms", *TRAINED),
+        same=(*PLAN, "first loss"),
     ),
     "preprocess_fn": Case(check=preprocess_fn),
     "collate_fn": Case(check=collate_fn),
@@ -537,6 +594,15 @@ FIELDS: dict[str, Case] = {
     "optimizer_options": Case(
         change={"weight_decay": 0.9}, differs=TRAINED, same=(*PLAN, "first loss")
     ),
+    "loss_optimizer": Case(
+        change="SGD", besides=PROXIES, differs=TRAINED, same=(*PLAN, "first loss", "learning rates")
+    ),
+    "loss_optimizer_options": Case(
+        change={"lr": 0.5},
+        besides=PROXIES,
+        differs=TRAINED,
+        same=(*PLAN, "first loss", "learning rates"),
+    ),
     "learning_rate": Case(
         change=1e-4, differs=("learning rates", *TRAINED), same=(*PLAN, "first loss")
     ),
@@ -549,8 +615,11 @@ FIELDS: dict[str, Case] = {
         same=(*PLAN, "first loss"),
     ),
     "max_grad_norm": Case(change=0.05, differs=TRAINED, same=(*PLAN, "first loss")),
+    "ema_decay": Case(change=0.9, differs=("weights",), same=(*PLAN, "losses", "gradient norms")),
+    "compile": Case(check=compiled),
     "precision": Case(change="bf16", differs=("precision", "first loss", *TRAINED), same=PLAN),
     "seed": Case(change=1, differs=("rows", "first loss", *TRAINED), same=("all texts",)),
+    "to_onnx": Case(check=to_onnx),
     "callbacks": Case(change=[EVALUATION], differs=("evaluations",), same=(*PLAN, *TRAINED)),
     # where
     "num_workers": Case(check=num_workers),

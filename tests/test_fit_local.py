@@ -332,10 +332,11 @@ def test_layouts_are_the_same_mathematics(tmp_path, tiny_model, pair_rows):
             packing=packing,
             batch_size=16,
         )
-        for packing in ("bucketed", "padded")
+        for packing in ("packed", "bucketed", "padded")
     ]
     losses = [[x for x in run.history()["loss"].to_pylist() if x is not None] for run in runs]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert losses[0] == pytest.approx(losses[2], abs=1e-5)
 
 
 class StopAt(Callback):

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 from ftray.config import CsvOptions
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
+    from ftray.evaluation.spec import EvaluationSpec
     from ftray.models.base import Encoder
 
-__all__ = ["describe_models", "encode", "evaluate", "get_model", "list_model_options"]
-__all__ += ["list_models"]
+__all__ = ["data_workers", "describe_models", "evaluate", "get_model", "list_model_options"]
+__all__ += ["list_models", "to_onnx"]
 
 
 def get_model(
@@ -25,6 +23,7 @@ def get_model(
     device: str = "auto",
     max_length: int | None = None,
     model_options: Mapping[str, Any] | None = None,
+    is_onnx: bool = False,
     module: Any = None,
     preprocess_fn: Callable[..., Any] | None = None,
     collate_fn: Callable[[list[Any]], Any] | None = None,
@@ -39,6 +38,7 @@ def get_model(
         device: "auto", "cpu" or "cuda".
         max_length: longest text in tokens; None keeps the model's own limit.
         model_options: see `list_model_options`; an artifact has those that it was trained with.
+        is_onnx: have onnxruntime compute the embeddings, from the graphs in `onnx/` of the folder.
         module: for the artifact of a torch.nn.Module of your own: a module of that class.
         preprocess_fn: what makes its inputs; see `ftray.models.module.ModuleParts`.
         collate_fn: what makes a batch of them.
@@ -53,6 +53,13 @@ def get_model(
     from ftray.runtime.local import local_device
 
     check_functions(preprocess_fn, collate_fn, has_module=module is not None)
+    if is_onnx:
+        from ftray.models.onnx import load_onnx
+
+        found = load_onnx(
+            str(name), device=local_device(device), max_length=max_length, options=model_options
+        )
+        return found if select_model is None else selected(found, select_model)
     parts = None
     if module is not None:
         from ftray.models.module import ModuleParts
@@ -68,52 +75,7 @@ def get_model(
     return encoder if select_model is None else selected(encoder, select_model)
 
 
-def encode(
-    model: Encoder | str | Path,
-    data: Any,
-    *,
-    role: str = "",
-    batch_size: int = 32,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> npt.NDArray[np.float32] | Any:
-    """Embeddings of texts, images, or whatever else the model takes.
-
-    Args:
-        model: what `get_model` gives or takes.
-        data: a list of texts, of images (paths, bytes, PIL, arrays) or of other things, anything
-            `train_data` may be (its first column), or a DocList. What strings are, the model
-            decides; one that takes texts and images takes those for images that name image files.
-        role: "query" or "document", for models with prompts or with two towers.
-        batch_size: items at a time.
-        on_progress: called with (items done, items in all).
-
-    Returns:
-        `(N, D)` float32 in the order given; for a DocList a copy of it with `.embedding` set.
-
-    Raises:
-        FtrayError: for data or a model that cannot be used.
-    """
-    from ftray.data.inputs import read_contents
-    from ftray.evaluation.encode import encode_texts
-
-    encoder = get_model(model) if isinstance(model, str | Path) else model
-    items, names = read_contents(data, modalities=encoder.modalities)
-    vectors = encode_texts(
-        encoder,
-        items,
-        role=role,
-        batch_size=batch_size,
-        data_workers=_data_workers(encoder),
-        on_progress=on_progress,
-    )
-    if type(data).__module__.startswith("docarray"):
-        from ftray.data.documents import with_embeddings
-
-        return with_embeddings(data, names, vectors)
-    return vectors
-
-
-def _data_workers(encoder: Encoder) -> int:
+def data_workers(encoder: Encoder) -> int:
     """How many processes decode."""
     from ftray.models.ahead import AUTO_WORKERS
 
@@ -134,54 +96,113 @@ def evaluate(
     batch_size: int = 32,
     max_length: int | None = None,
     exclude_self: bool = True,
+    dims: int | None = None,
+    quantize: str | None = None,
+    rescore: int | None = None,
     columns: Mapping[str, str] | None = None,
     csv_options: Mapping[str, Any] | CsvOptions | None = None,
 ) -> dict[str, float]:
     """Metrics of a model, in this process; the options are EvaluationCallback's.
 
     Retrieval metrics at `limit`; `spearman` and `pearson` for scored pairs. `query_role` and
-    `index_role` are its `model` and `index_model`: the tower for queries, and for the index.
+    `index_role` are its `model` and `index_model`: the tower for queries, and for the index. With
+    `dims` and `quantize` they are those of truncated and of quantised embeddings.
 
     Raises:
         FtrayError: for data or a model that cannot be used.
     """
-    from ftray.callbacks.evaluation import EvaluationCallback
-    from ftray.evaluation.encode import check_towers
-    from ftray.media import MODALITIES
     from ftray.runtime.local import LocalRuntime
     from ftray.training.evaluate import evaluate as run_evaluation
-    from ftray.training.matching import check_takes
 
     encoder = get_model(model, max_length=max_length) if isinstance(model, str | Path) else model
-    callback = EvaluationCallback(
+    spec = evaluation_of(
+        encoder,
         query_data,
         index_data,
         limit=limit,
         distance=distance,
         metrics=metrics,
         query_sample_size=query_sample_size,
-        model=query_role,
-        index_model=index_role,
+        query_role=query_role,
+        index_role=index_role,
         batch_size=batch_size,
         exclude_self=exclude_self,
+        dims=dims,
+        quantize=quantize,
+        rescore=rescore,
         columns=columns,
         csv_options=csv_options,
     )
-    modalities = encoder.modalities if len(encoder.modalities) < len(MODALITIES) else None
-    spec = callback.prepare(0, modalities=modalities)
-    check_towers(spec, encoder)
-    check_takes(encoder.name, encoder.modalities, [spec])
     runtime = LocalRuntime(encoder.device, [spec], lambda event: None, lambda: None)
     done = run_evaluation(
         spec,
         0,
         encoder,
         runtime,
-        layout="bucketed",
+        layout="auto",
         on_progress=lambda *progress: None,
-        data_workers=_data_workers(encoder),
+        data_workers=data_workers(encoder),
     )
     return done.metrics
+
+
+def evaluation_of(
+    encoder: Encoder,
+    query_data: Any,
+    index_data: Any = None,
+    *,
+    query_role: str | None = None,
+    index_role: str | None = None,
+    **options: Any,
+) -> EvaluationSpec:
+    """What is to be evaluated, checked against the model.
+
+    Args:
+        encoder: the model.
+        query_data: as of EvaluationCallback.
+        index_data: the documents to search.
+        query_role: its `model`.
+        index_role: its `index_model`.
+        options: its other ones.
+
+    Raises:
+        FtrayError: for data or options that cannot be used, or that the model does not take.
+    """
+    from ftray.callbacks.evaluation import EvaluationCallback
+    from ftray.evaluation.encode import check_towers
+    from ftray.media import MODALITIES
+    from ftray.training.matching import check_takes
+
+    callback = EvaluationCallback(
+        query_data, index_data, model=query_role, index_model=index_role, **options
+    )
+    modalities = encoder.modalities if len(encoder.modalities) < len(MODALITIES) else None
+    spec = callback.prepare(0, modalities=modalities)
+    check_towers(spec, encoder)
+    check_takes(encoder.name, encoder.modalities, [spec])
+    return spec
+
+
+def to_onnx(model: Encoder | str | Path, folder: str | Path) -> list[Path]:
+    """Write a model as ONNX, with its weights and its other files, into a new folder.
+
+    Each graph has a dynamic batch size, and a dynamic length of texts, and is compared with the
+    model before it counts: the embeddings are equal within 1e-4.
+
+    Args:
+        model: what `get_model` gives or takes.
+        folder: where to; it is not there yet, or empty. `get_model(folder, is_onnx=True)` loads it.
+
+    Returns:
+        The files of the graphs: `onnx/model.onnx`, or one for each tower.
+
+    Raises:
+        ModelError: if the model cannot be exported, with the reason.
+        StorageError: if the folder holds something, or cannot be written.
+    """
+    from ftray.models.onnx_export import write_onnx
+
+    return write_onnx(str(model) if isinstance(model, str | Path) else model, Path(folder))
 
 
 def list_models(task: str | None = None) -> list[str]:

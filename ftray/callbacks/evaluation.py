@@ -19,6 +19,7 @@ from ftray.evaluation.measures import (
     ranked_measures,
 )
 from ftray.evaluation.metrics import METRICS
+from ftray.evaluation.quantize import check_dims, check_quantize
 from ftray.evaluation.spec import (
     EvaluationSpec,
     RetrievalSpec,
@@ -28,6 +29,10 @@ from ftray.evaluation.spec import (
 from ftray.media import Modality
 
 __all__ = ["EvaluationCallback"]
+
+RESCORED = 4
+"""How many times `limit` candidates of binary codes are scored anew, as in the examples of
+sentence-transformers."""
 
 
 class EvaluationCallback(Callback):
@@ -81,6 +86,14 @@ class EvaluationCallback(Callback):
             id is added to it.
         query_sample_size: evaluate with this many of the queries, drawn once and for all by the
             data; the index stays whole. If there are fewer, all.
+        dims: compare the first so many dimensions of the embeddings alone, as models trained with
+            MatryoshkaLoss allow; None takes all.
+        quantize: compare with quantised documents, to see what that costs: "int8", "binary" or
+            "ubinary" (docs/encoding.md). Queries stay float32; of scored pairs both texts are
+            quantised.
+        rescore: with binary codes, `rescore` x `limit` documents are found by their Hamming
+            distance and scored anew with the query in float32; 0 ranks by Hamming distance alone.
+            None is 4.
         caption: prefix of this evaluation's metric keys; needed where there are several.
         overlap: train on while the weights of this moment are evaluated elsewhere: on Ray in an
             actor, in this process in a thread. What depends on the results (best weights, early
@@ -111,6 +124,9 @@ class EvaluationCallback(Callback):
         gather_examples: bool = False,
         num_example_queries: int = 5,
         query_sample_size: int | None = None,
+        dims: int | None = None,
+        quantize: str | None = None,
+        rescore: int | None = None,
         caption: str | None = None,
         overlap: bool = False,
         columns: Mapping[str, str] | None = None,
@@ -129,6 +145,9 @@ class EvaluationCallback(Callback):
         self.gather_examples = gather_examples
         self.num_example_queries = num_example_queries
         self.query_sample_size = query_sample_size
+        self.dims = dims
+        self.quantize = quantize
+        self.rescore = rescore
         self.caption = caption
         self.overlap = overlap
         self.columns = columns
@@ -147,6 +166,7 @@ class EvaluationCallback(Callback):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"EvaluationCallback: {name} = {value!r}: a positive number")
+        self._check_codes()
         for name in ("model", "index_model"):
             tower = getattr(self, name)
             if not isinstance(tower, str | None):
@@ -158,6 +178,21 @@ class EvaluationCallback(Callback):
             )
         if self.gather_examples and self.num_example_queries < 1:
             raise ConfigError("EvaluationCallback: num_example_queries: at least 1")
+
+    def _check_codes(self) -> None:
+        """Refuse dims, quantize and rescore that cannot work."""
+        check_dims(self.dims, setting="EvaluationCallback: dims")
+        check_quantize(self.quantize, "EvaluationCallback: quantize")
+        times = self.rescore
+        if times is None:
+            return
+        if self.quantize not in ("binary", "ubinary"):
+            raise ConfigError(
+                f"EvaluationCallback: rescore = {times!r} is for quantize = 'binary', whose "
+                f"distances are coarse; quantize is {self.quantize!r}"
+            )
+        if isinstance(times, bool) or not isinstance(times, int) or times < 0:
+            raise ConfigError(f"EvaluationCallback: rescore = {times!r}: 0 or a positive number")
 
     @property
     def name(self) -> str:
@@ -216,6 +251,8 @@ class EvaluationCallback(Callback):
             "overlap": self.overlap,
             "steps_per_interval": self.steps_per_interval,
             "asked_towers": tuple(tower for tower in (query, index) if tower is not None),
+            "dims": self.dims,
+            "quantize": self.quantize,
         }
         if isinstance(data, PairSet):
             self._check_pairs()
@@ -226,6 +263,7 @@ class EvaluationCallback(Callback):
             limit=self.limit,
             exclude_self=self.exclude_self,
             examples=self.num_example_queries if self.gather_examples else 0,
+            rescore=RESCORED if self.rescore is None else self.rescore,
             measures=ranked_measures(self.metrics, self.limit),
             query_role=query,
             index_role=index,
@@ -254,6 +292,8 @@ class EvaluationCallback(Callback):
                 f"{where}: query_sample_size: scored pairs have no queries. "
                 "csv_options: {sampling_rate: …} takes a share of the pairs."
             )
+        if self.rescore is not None:
+            raise ConfigError(f"{where}: rescore: scored pairs are compared, not searched.")
         if self.index_model is not None:
             raise ConfigError(
                 f"{where}: index_model: scored pairs have no index; model is for both texts."

@@ -56,6 +56,11 @@ Columns = Annotated[
     Optional[list[str]],
     typer.Option("--column", help="A column of the data by its role, as in item=body."),
 ]
+Dims = Annotated[
+    Optional[int], typer.Option(help="Keep so many dimensions, the first ones.", min=1)
+]
+Onnx = Annotated[bool, typer.Option("--onnx", help="By onnxruntime, from the model's onnx/.")]
+Quantize = Annotated[Optional[str], typer.Option(help="int8, binary or ubinary.")]
 RunName = Annotated[str, typer.Argument(help="A run's name, or its path.", metavar="RUN")]
 
 
@@ -275,6 +280,13 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     max_length: Annotated[Optional[int], typer.Option(help="Longest text in tokens.")] = None,
+    dims: Dims = None,
+    quantize: Quantize = None,
+    rescore: Annotated[
+        Optional[int],
+        typer.Option(help="Of binary: so many times k documents are scored anew; 0: none.", min=0),
+    ] = None,
+    onnx: Onnx = False,
     column: Columns = None,
     as_json: Json = False,
 ) -> None:
@@ -295,6 +307,10 @@ def evaluate(
         index_role=index_role,
         batch_size=batch_size,
         max_length=max_length,
+        dims=dims,
+        quantize=quantize,
+        rescore=rescore,
+        is_onnx=onnx,
     )
 
 
@@ -307,14 +323,61 @@ def encode(
     select_model: Annotated[
         Optional[str], typer.Option(help="One tower: query, document, clip-text, clip-vision.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    batch_size: Annotated[
+        Optional[int], typer.Option(help="Items at a time; default: by their length.", min=1)
+    ] = None,
     max_length: Annotated[Optional[int], typer.Option(help="Longest text in tokens.")] = None,
+    dims: Dims = None,
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="Bring each embedding to length one.")
+    ] = False,
+    precision: Annotated[str, typer.Option(help="Of the weights: fp32, bf16 or fp16.")] = "fp32",
+    quantize: Quantize = None,
+    ranges: Annotated[
+        Optional[str],
+        typer.Option(help="Of int8: a Parquet file of int8 embeddings, or a (2, D) .npy file."),
+    ] = None,
+    num_workers: Annotated[int, typer.Option(help="Processes that encode.", min=0)] = 0,
+    on_ray: Annotated[
+        bool, typer.Option("--on-ray", help="They are actors of a Ray cluster.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    onnx: Onnx = False,
     column: Columns = None,
 ) -> None:
     """Write the embeddings of texts, images, or what else a model takes, to a file."""
     from ftray.cli.encode import run
 
-    run(model, data, output, role, batch_size, max_length, column or [], select_model)
+    run(
+        model,
+        data,
+        output,
+        role=role,
+        max_length=max_length,
+        columns=column or [],
+        select_model=select_model,
+        force=force,
+        ranges=ranges,
+        batch_size=batch_size,
+        dims=dims,
+        normalize=normalize,
+        precision=precision,
+        quantize=quantize,
+        num_workers=num_workers,
+        on_ray=on_ray,
+        is_onnx=onnx,
+    )
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="An artifact, a folder, a name, or a hub id.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="A folder, not there yet.")],
+) -> None:
+    """Write a model as ONNX, with its weights and tokenizer, and compare the two."""
+    from ftray.cli.export import run
+
+    run(model, output)
 
 
 @app.command()
@@ -323,12 +386,24 @@ def models(
     task: Annotated[
         Optional[str], typer.Option(help="text-to-text, image-to-image, text-to-image, ...")
     ] = None,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Show the layers of the model and their weights.")
+    ] = False,
+    override: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--set", help="With --summary, what fit is told of the model, as in freeze=true."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the models that have a short name, or the options of one."""
-    from ftray.cli.models import run
+    """List the models that have a short name, or the options or the layers of one."""
+    from ftray.cli.models import run, run_summary
 
-    run(name, task, as_json)
+    if summary or override:
+        run_summary(name, task, override or [], as_json, asked=summary)
+    else:
+        run(name, task, as_json)
 
 
 @app.command()

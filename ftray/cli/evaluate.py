@@ -23,19 +23,42 @@ def run(
     columns: Sequence[str],
     as_json: bool,
     limit: int,
+    dims: int | None,
+    quantize: str | None,
+    rescore: int | None,
+    is_onnx: bool,
     **options: Any,
 ) -> None:
-    """Evaluate a model in this process and print its metrics; `options` are `evaluate`'s."""
-    from ftray.api import evaluate
+    """Evaluate a model in this process and print its metrics; `options` are `evaluate`'s.
 
-    metrics = evaluate(model, query, index, limit=limit, columns=parse_columns(columns), **options)
+    With `dims` or `quantize` there is a second column, of the embeddings made smaller.
+    """
+    from ftray.api import compare_sizes, get_model
+
+    max_length = options["max_length"]
+    sizes = compare_sizes(
+        get_model(model, max_length=max_length, is_onnx=True) if is_onnx else model,
+        query,
+        index,
+        dims=[None] if dims is None else [None, dims],
+        quantize=[None] if quantize is None else [None, quantize],
+        rescore=[rescore],
+        limit=limit,
+        columns=parse_columns(columns),
+        **options,
+    )
+    whole, asked = sizes[0], sizes[-1]
     if as_json:
-        print(json.dumps(metrics))
+        print(json.dumps(dict(asked.metrics)))
         return
-    what = what_metrics(metrics)
+    what = what_metrics(dict(whole.metrics))
     table = Table(title=f"{model} at k = {limit}" if what == "Retrieval" else model)
     table.add_column(f"{what} Metric")
-    table.add_column("Value", justify="right")
-    for name, value in sorted(metrics.items()):
-        table.add_row(name, f"{value:.5f}")
+    shown = [whole] if asked is whole else [whole, asked]
+    for one in shown:
+        table.add_column(
+            f"{one}, {one.bytes:,} bytes" if len(shown) > 1 else "Value", justify="right"
+        )
+    for name in sorted(whole.metrics):
+        table.add_row(name, *(f"{one.metrics[name]:.5f}" for one in shown))
     Console(highlight=False).print(table)

@@ -85,7 +85,7 @@ def shard_counts(
     `auto` is one shard, unless the index would take more than a quarter of the memory that Ray
     counts on the smallest node. The width of the embeddings is not known before a worker has
     loaded the model: 1,024 numbers are assumed, held twice while the index is built. It is never
-    more than a shard for each node, and one for an evaluation that overlaps training.
+    more than a shard for each node, and one for an evaluation that overlaps training or quantises.
 
     Args:
         asked: the option `index_shards`.
@@ -100,7 +100,7 @@ def shard_counts(
         count = 1
         if asked != "auto":
             count = int(asked)
-        elif memory and not spec.overlap:
+        elif memory and not (spec.overlap or spec.quantize):
             needed = len(spec.data.document_ids) * BYTES_PER_VECTOR
             count = min(math.ceil(needed / (SHARE_OF_NODE * min(memory))), len(nodes))
         if count > 1:

@@ -11,7 +11,8 @@ import pyarrow as pa
 from ftray.evaluation.base import Scorer, Scores
 from ftray.evaluation.measures import measure
 from ftray.evaluation.metrics import judge, means
-from ftray.evaluation.search import ExactIndex
+from ftray.evaluation.quantized import search_quantized
+from ftray.evaluation.search import ExactIndex, check_finite
 from ftray.evaluation.similarity import SimilarityScorer
 from ftray.evaluation.spec import EvaluationSpec, RetrievalSpec, SimilaritySpec
 from ftray.media import Media, contents, modality_of, shown, shown_cell
@@ -77,9 +78,22 @@ class RetrievalScorer(Scorer):
         documents = self._assemble("index")
         places = spec.query_places
         queries = self._assemble("query") if places is None else documents[places]
+        own = data.own_document if spec.exclude_self else None
+        if spec.quantize is not None:
+            for what, vectors in (("document", documents), ("query", queries)):
+                check_finite(vectors, what, lambda row: f"number {row}")  # codes would hide it
+            return search_quantized(
+                queries,
+                documents,
+                data.document_ids,
+                k=spec.limit,
+                distance=spec.distance,
+                quantization=spec.quantize,
+                rescore=spec.rescore,
+                exclude=own,
+            )
         index = ExactIndex(documents.shape[1], spec.distance)
         index.add(data.document_ids, documents)
-        own = data.own_document if spec.exclude_self else None
         return index.search(queries, spec.limit, exclude=own)
 
     def _examples(

@@ -46,6 +46,10 @@ class SimilarityScorer(Scorer):
                 f"({(~finite).sum():,} of {len(vectors):,} vectors do). The model's output is "
                 "broken, or its training diverged: a smaller learning_rate is the usual cure."
             )
+        if self._spec.quantize is not None:
+            from ftray.evaluation.quantized import restored  # which needs `similarities`
+
+            vectors = restored(vectors, self._spec.quantize)
         first, second = data.pairs[:, 0], data.pairs[:, 1]
         values = similarities(vectors[first], vectors[second], self._spec.distance)
         table = pa.table(

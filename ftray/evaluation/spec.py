@@ -88,6 +88,9 @@ class EvaluationSpec(ABC):
         steps_per_interval: every how many training steps it is done, or None.
         measures: the metrics, in the order in which they are reported.
         asked_towers: the towers that were asked for by name, which the model must have.
+        dims: how many of the first dimensions of the embeddings count; None = all.
+        quantize: how embeddings are quantised before they are compared, one of
+            `ftray.evaluation.quantize.QUANTIZATIONS`, or None.
     """
 
     name: str
@@ -99,6 +102,8 @@ class EvaluationSpec(ABC):
     steps_per_interval: int | None = None
     measures: tuple[Measure, ...]
     asked_towers: tuple[str, ...] = ()
+    dims: int | None = None
+    quantize: str | None = None
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -181,6 +186,8 @@ class RetrievalSpec(EvaluationSpec):
         limit: k, the cut-off of the metrics.
         exclude_self: leave a query's own document out of its ranking.
         examples: how many queries' rankings to keep, 0 for none.
+        rescore: of binary codes, how many times `limit` candidates are scored anew with the query
+            in float32; 0 = none.
         query_role: as what queries are encoded; None = as their data says: labelled texts have no
             role, queries of pairs are queries. index_role: the same of documents.
     """
@@ -189,6 +196,7 @@ class RetrievalSpec(EvaluationSpec):
     limit: int
     exclude_self: bool
     examples: int
+    rescore: int = 0
     measures: tuple[Measure, ...] = measures_of(None, METRICS)
     query_role: str | None = None
     index_role: str | None = None

@@ -14,6 +14,7 @@ from ftray.events import Log
 from ftray.launch.places import MODEL, take
 from ftray.launch.start import Start, made_ready
 from ftray.record.session import RunSession
+from ftray.report.card import write_card
 from ftray.report.live import reported
 from ftray.run import Run
 
@@ -110,7 +111,7 @@ def _run(
         ended = train()
         if ended.status == "STOPPED":
             session.say(f"To go on: the same again with run_name: {name} and resume: auto")
-        session.finish(ended)
+        session.finish(ended, lambda: write_card(session.storage))
     except KeyboardInterrupt:
         session.interrupted()
         raise

@@ -27,6 +27,8 @@ from ftray.words import counted
 __all__ = ["HERE", "Luggage", "Packed", "unwrapped", "with_places", "wrapped"]
 
 HERE, ELSEWHERE = "here", "elsewhere"
+MODELS = ("model", "model_artifact")
+"""The fields that name a model."""
 DATA = "_data"
 """How the options end that take data."""
 MB = 1 << 20
@@ -55,7 +57,7 @@ def with_places(fields: Mapping[str, Any], change: Change) -> dict[str, Any]:
         change: called with what it is, as messages name it, and the value.
     """
     changed = dict(fields)
-    for name in ("model", "train_data", "eval_data"):
+    for name in (*MODELS, "train_data", "eval_data"):
         if changed.get(name) is not None:
             changed[name] = change(name, changed[name])
     if "callbacks" in changed:
@@ -158,7 +160,7 @@ class Luggage:
         if not isinstance(value, str | os.PathLike) or "://" in os.fspath(value):
             return value
         path = Path(_absolute(value))
-        if where == "model" and not self._is_folder_of_a_model(os.fspath(value), path):
+        if where in MODELS and not self._is_folder_of_a_model(os.fspath(value), path):
             return value
         if self._stays(path):
             return str(path)
@@ -169,14 +171,14 @@ class Luggage:
         return Packed(place)
 
     def _is_folder_of_a_model(self, name: str, path: Path) -> bool:
-        from ftray.models.catalogue import MODELS
+        from ftray.models.catalogue import MODELS as REGISTERED
         from ftray.models.registry import locate_model
 
         is_path = name.startswith(("/", ".", "~"))
         if is_path and any(path.is_relative_to(folder) for folder in self._shared):
             return True
         locate_model(name)
-        return name not in MODELS and path.is_dir()
+        return name not in REGISTERED and path.is_dir()
 
     def _stays(self, path: Path) -> bool:
         if any(path.is_relative_to(folder) for folder in self._shared):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import uuid
 from collections.abc import Collection, Iterator, Sequence
@@ -79,6 +78,7 @@ def made_ready(
         FtrayError: for whatever the user got wrong.
     """
     place = find_place(config)
+    config = _as_recorded(config, place)
     with _copied_model(config) as live:
         with collector_paused():
             job = _job(config, live, place, known)
@@ -88,6 +88,14 @@ def made_ready(
             check_same(RecordReader(place.storage).config(), facts, place.storage.uri, may_differ)
         copy = None if live is None else live.folder
         yield Start(place=place, job=job, facts=facts, model_copy=copy)
+
+
+def _as_recorded(config: FitConfig, place: Place) -> FitConfig:
+    """With the batch size that was found when the run was started, if it is to be found."""
+    if config.batch_size != "auto" or not place.resumed:
+        return config
+    known = RecordReader(place.storage).config().get("config", {}).get("batch_size", "auto")
+    return config.model_copy(update={"batch_size": known})
 
 
 def _run_id(place: Place) -> str:
@@ -116,22 +124,15 @@ def _copied_model(config: FitConfig) -> Iterator[LiveModel | None]:
 
 def _copy(config: FitConfig, folder: Path) -> LiveModel:
     from ftray.models.base import Encoder
-    from ftray.models.live import copy_model, copy_module
-    from ftray.models.module import ModuleParts
+    from ftray.models.live import copy_object
 
-    packages = sys.modules.get("sentence_transformers")
-    if packages is not None and isinstance(config.model, packages.SentenceTransformer):
-        return copy_model(config.model, folder)
     module: Any = config.model
     if isinstance(module, Encoder):
         raise ConfigError(
             f"model: the {type(module).__name__} object was loaded by ftray: give the name or the "
             f"folder that it was loaded from, '{module.name}'"
         )
-    parts = ModuleParts(
-        module=module, preprocess_fn=config.preprocess_fn, collate_fn=config.collate_fn
-    )
-    return copy_module(parts, folder)
+    return copy_object(module, folder, config.preprocess_fn, config.collate_fn)
 
 
 def _of_copy(job: Job, live: LiveModel, place: Place) -> Job:

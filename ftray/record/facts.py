@@ -16,10 +16,11 @@ from ftray.words import counted
 __all__ = ["SAME_ON_RESUME", "callback_facts", "check_same", "data_facts", "plain"]
 
 SAME_ON_RESUME = (
-    "model model_options preprocess_fn collate_fn augmentation columns csv_options val_split "
-    "loss loss_options miner miner_options epochs batch_size sampler num_items_per_class "
-    "max_length optimizer optimizer_options learning_rate scheduler scheduler_options "
-    "max_grad_norm precision seed"
+    "model model_artifact model_options output_dim freeze lora preprocess_fn collate_fn "
+    "augmentation columns csv_options val_split loss loss_options miner miner_options epochs "
+    "batch_size sampler num_items_per_class max_length optimizer optimizer_options loss_optimizer "
+    "loss_optimizer_options learning_rate scheduler scheduler_options max_grad_norm ema_decay "
+    "precision seed"
 ).split()
 DATA = "_data"  # how the options end that take data: train_data, query_data, index_data
 

@@ -216,8 +216,14 @@ class RunSession:
         self.say(message, "WARNING")
         self._writer.flush()
 
-    def finish(self, ended: FitEnded) -> None:
-        """The loop came to an end, as planned or stopped: the last lines and the status."""
+    def finish(self, ended: FitEnded, complete: Callable[[], None] | None = None) -> None:
+        """The loop came to an end, as planned or stopped: the last lines and the status.
+
+        Args:
+            ended: what came of it.
+            complete: called when all but the status is on record, for what is made from it; if it
+                fails, the log says so.
+        """
         self.emit(ended)
         self.say("Done ✨" if ended.status == "FINISHED" else f"Stopped: {ended.reason}")
         seconds = time.monotonic() - self._started
@@ -237,7 +243,15 @@ class RunSession:
                 f"The artifact holds the weights of epoch {best['epoch']}: "
                 f"{best['monitor']} = {best['value']:.5f}"
             )
+        if complete is not None:
+            self._complete(complete)
         self._end(ended.status, ended.reason)
+
+    def _complete(self, complete: Callable[[], None]) -> None:
+        try:
+            complete()
+        except Exception as error:  # the run itself is done, and well
+            self.say(f"The model card was not written: {type(error).__name__}: {error}", "WARNING")
 
     def interrupted(self) -> None:
         """A second Ctrl-C: the run was cut off; the newest checkpoint stands."""

@@ -17,7 +17,7 @@ from ftray.record.narrator import without_control_codes
 from ftray.report.notebook import in_notebook, show_html
 
 __all__ = ["Cell", "Sheet", "examples_sheet", "metrics_sheet", "models_sheets", "options_sheet"]
-__all__ += ["picture", "show", "what_metrics"]
+__all__ += ["picture", "show", "summary_sheet", "what_metrics"]
 
 MAX_CELL = 160
 PLAIN_WIDTH = 100
@@ -243,3 +243,31 @@ def options_sheet(name: str, rows: Sequence[Mapping[str, Any]]) -> Sheet:
         whole=frozenset({"option"}),
         sections=[cells],
     )
+
+
+def summary_sheet(summary: Any) -> Sheet:
+    """The layers of a model (a `ModelSummary`), the trained ones in green, and the totals."""
+    rows = [
+        [
+            Cell(layer.name or "(itself)", "green" if layer.trained else "dim"),
+            Cell(layer.kind),
+            Cell(layer.shape),
+            Cell(f"{layer.parameters:,}"),
+            Cell(_trained(layer.trained, layer.parameters)),
+        ]
+        for layer in summary.layers
+    ]
+    total = [Cell("total", "bold"), Cell(""), Cell(""), Cell(f"{summary.parameters:,}", "bold")]
+    total.append(Cell(f"{summary.trained:,}", "bold"))
+    return Sheet(
+        title=f"Layers of {summary.name}",
+        columns=("layer", "type", "shape", "parameters", "trainable"),
+        right=frozenset({"parameters", "trainable"}),
+        sections=[rows, [total]],
+    )
+
+
+def _trained(trained: int, parameters: int) -> str:
+    if trained in (0, parameters):
+        return "yes" if trained else "no"
+    return f"{trained:,}"

@@ -32,6 +32,7 @@ TIMES = {
     "data": "rows read and tokenised",
     "evaluation": "encoding, search and metrics",
     "validation": "the validation loss",
+    "frozen weights": "what they make of the data, once",
     "checkpoint": "checkpoints and the artifact",
     "other": "start-up, callbacks, the rest",
 }

@@ -20,7 +20,7 @@ import pytest
 
 import ftray
 
-VERBS = "demo fit runs show logs stop evaluate encode models doctor".split()
+VERBS = "demo fit runs show logs stop evaluate encode export models doctor".split()
 METRICS = "average_precision hit_at_k ndcg_at_k precision_at_k recall_at_k reciprocal_rank".split()
 
 
@@ -280,6 +280,25 @@ def test_models(cli):
     assert all(row["name"] in shown.out for row in rows)
     hub_ids = {row["name"]: row["hub_id"] for row in rows}
     assert hub_ids["minilm"] == "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def test_the_layers_of_a_model_as_a_fit_would_have_them(cli, tiny_model):
+    shown = cli("models", str(tiny_model), "--summary", "--set", "freeze=true")
+    assert "model.2.linear" in shown.out and "of which 1,024 are trained" in shown.out
+    settings = ["--set", "output_dim=8", "--set", "freeze=['*.layer.0']", "--json"]
+    found = json.loads(cli("models", str(tiny_model), "--summary", *settings).out)
+    layers = {layer["name"]: layer for layer in found["layers"]}
+    assert layers["model.2.linear"]["shape"] == "8 x 32"
+    assert layers["model.0.model.encoder.layer.0.output.dense"]["trained"] == 0
+    assert found["trained"] == sum(layer["trained"] for layer in found["layers"])
+    for mistake, said in (
+        (["--set", "epochs=3"], "it is not about the model"),
+        (["--set", "freeze=3"], "freeze"),
+        (["--task", "any"], "--summary is of one model"),
+    ):
+        refused = cli("models", str(tiny_model), "--summary", *mistake)
+        assert refused.code == 2 and said in refused.err
+    assert "--set belongs to --summary" in cli("models", "minilm", "--set", "a=1").err
 
 
 def test_doctor_asks_no_network_when_told_so(cli, monkeypatch):

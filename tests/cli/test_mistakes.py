@@ -505,7 +505,7 @@ def test_encode(refused, tiny_model, labelled_csv):
 def test_encode_knows_before_it_encodes_that_it_cannot_write(
     refused, tiny_model, labelled_csv, unwritable, monkeypatch
 ):
-    monkeypatch.setattr("ftray.evaluation.encode.encode_texts", None)
+    monkeypatch.setattr("ftray.api.get_model", None)
     message = refused("encode", tiny_model, labelled_csv, "-o", f"{unwritable}/out.npy")
     assert message.startswith(f"'{unwritable}/out.npy' cannot be written: ")
 

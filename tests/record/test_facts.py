@@ -185,9 +185,11 @@ def test_every_option_is_kept_on_resume_or_free_for_a_reason() -> None:
     by_fingerprint = {"train_data", "eval_data", "callbacks"}
     where_and_how = {"num_workers", "device", "packing", "micro_batch_size", "max_failures"}
     where_and_how |= {"index_shards", "resources_per_worker", "resources_per_evaluator"}
-    where_and_how |= {"accelerator_type", "label_selector"}
+    where_and_how |= {"accelerator_type", "label_selector", "compile"}
     name_and_record = {"storage_path", "experiment_name", "run_name", "description", "resume"}
-    free = by_fingerprint | where_and_how | name_and_record | {"log_rows", "data_workers"}
+    free = (
+        by_fingerprint | where_and_how | name_and_record | {"log_rows", "data_workers", "to_onnx"}
+    )
     assert set(FitConfig.model_fields) == set(SAME_ON_RESUME) | free
     assert not free & set(SAME_ON_RESUME)
 
