@@ -486,7 +486,7 @@ def model_artifact(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> 
     ]
     assert losses[0] != losses[1]
     with pytest.raises(
-        ConfigError, match="model = 'minilm', but model_artifact = .* was made from"
+        ConfigError, match=r"model = 'minilm', but .* was made from"
     ):
         prepare(validated({**again, "model": "minilm"}), "/nowhere")
 

@@ -82,9 +82,7 @@ def encode(
     Raises:
         FtrayError: for data, a model or options that cannot be used.
     """
-    import numpy as np
-
-    from ftray.evaluation.embeddings_file import EmbeddingsFile, check_output
+    from ftray.evaluation.embeddings_file import check_output
 
     target = None if output is None else check_output(output, force=force)
     with _Work(
@@ -97,28 +95,9 @@ def encode(
         out={"dims": dims, "normalize": normalize, "quantize": quantize, "ranges": ranges},
         shown=(progress, on_progress),
     ) as work:
-        out = work.out
         if target is None:
-            names, found = [], []
-            for part, vectors in work.vectors(data, columns):
-                found.append(vectors)
-                names.extend(part.names)
-            joined = found[0] if len(found) == 1 else np.concatenate([*found, work.nothing])
-            embeddings = out.of(joined)
-            if type(data).__module__.startswith("docarray"):
-                from ftray.data.documents import with_embeddings
-
-                return with_embeddings(data, names, embeddings)
-            return embeddings
-        if target.suffix == ".npy" and quantize == "int8" and ranges is None:
-            raise ConfigError(
-                "int8 embeddings mean nothing without their ranges, which a .npy file has no place "
-                "for: give ranges, or write a .parquet file"
-            )
-        with EmbeddingsFile(target, width=out.width, dtype=out.dtype, facts=work.facts) as file:
-            for part, vectors in work.vectors(data, columns):
-                file.add(out.of(vectors), part.names, part.ids)
-            return file.finish()
+            return _in_memory(work, data, columns)
+        return _in_file(work, data, columns, target)
 
 
 def encode_stream(
@@ -158,6 +137,41 @@ def encode_stream(
     ) as work:
         for _, vectors in work.vectors(data, columns):
             yield work.out.of(vectors)
+
+
+def _in_memory(work: _Work, data: Any, columns: Mapping[str, str] | None) -> Any:
+    """An array, or copies of documents."""
+    import numpy as np
+
+    names: list[str] = []
+    found = []
+    for part, vectors in work.vectors(data, columns):
+        found.append(vectors)
+        names.extend(part.names)
+    embeddings = work.out.of(
+        found[0] if len(found) == 1 else np.concatenate([*found, work.nothing])
+    )
+    if not type(data).__module__.startswith("docarray"):
+        return embeddings
+    from ftray.data.documents import with_embeddings
+
+    return with_embeddings(data, names, embeddings)
+
+
+def _in_file(work: _Work, data: Any, columns: Mapping[str, str] | None, target: Path) -> Path:
+    """A file, written part by part."""
+    from ftray.evaluation.embeddings_file import EmbeddingsFile
+
+    out = work.out
+    if target.suffix == ".npy" and out.quantize == "int8" and out.ranges is None:
+        raise ConfigError(
+            "int8 embeddings mean nothing without their ranges, which a .npy file has no place "
+            "for: give ranges, or write a .parquet file"
+        )
+    with EmbeddingsFile(target, width=out.width, dtype=out.dtype, facts=work.facts) as file:
+        for part, vectors in work.vectors(data, columns):
+            file.add(out.of(vectors), part.names, part.ids)
+        return file.finish()
 
 
 class _Work(ExitStack):

@@ -244,3 +244,15 @@ def test_an_index_in_shards_is_not_quantised(labelled_rows: list[dict[str, str]]
     config = FitConfig(model="minilm", train_data="a.csv", num_workers=1, index_shards=2)
     with pytest.raises(ConfigError, match=r"index_shards = 2, but .* has quantize"):
         check_shards(config, [spec])
+
+
+def test_an_index_that_is_quantised_stays_whole_where_the_number_of_shards_is_chosen(
+    labelled_rows: list[dict[str, str]],
+) -> None:
+    from ftray.cluster.shards import shard_counts
+
+    nodes = [{"Resources": {"memory": 1e6}}] * 3
+    plain, small = (
+        EvaluationCallback(labelled_rows, quantize=n).prepare(0) for n in (None, "int8")
+    )
+    assert shard_counts("auto", [plain, small], nodes) == {0: 3}
