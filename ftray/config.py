@@ -11,14 +11,14 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from ftray.csv_options import CsvOptions, Options
 from ftray.errors import ConfigError, nearest
 
-__all__ = ["CsvOptions", "FitConfig", "explained", "is_live", "is_yes_for_a_number"]
-__all__ += ["model_prefix", "validated"]
+__all__ = ["CsvOptions", "FitConfig", "explained", "is_live", "model_prefix", "validated"]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 MAX_SHARDS = 1024
@@ -36,68 +36,7 @@ FORMERLY = {
 """Arguments that Finetuner's `fit` had, and what there is instead: docs/finetuner-migration.md."""
 
 
-def is_yes_for_a_number(value: object, kind: Any) -> bool:
-    """Whether a truth value was given where the annotation `kind` wants a number."""
-    kinds = {kind, *get_args(kind)}
-    return isinstance(value, bool) and bool(kinds & {int, float}) and bool not in kinds
-
-
-class _Options(BaseModel):
-    """What both models refuse: YAML's yes, and Python's True, where a number is expected."""
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if is_yes_for_a_number(value, cls.model_fields[info.field_name or ""].annotation):
-            raise ValueError("a number is expected, not yes or no")
-        return value
-
-
-class CsvOptions(_Options):
-    """How a CSV file is read; everything left at None is detected and said in the log."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    header: bool | None = Field(None, description="Whether the first row names the columns.")
-    dialect: Literal["auto", "excel", "excel-tab", "unix"] = Field(
-        "auto",
-        description="How cells are parted: detected, or as Python's csv module names it; delimiter "
-        "and quotechar go before it.",
-    )
-    delimiter: str | None = Field(None, description="One character between cells.")
-    quotechar: str = Field('"', description="The character around cells that hold a delimiter.")
-    encoding: str | None = Field(None, description="Text encoding, such as utf-8 or cp1252.")
-    is_labeled: bool | None = Field(
-        None,
-        description="Two columns without telling names: true = item,label; false = query,document.",
-    )
-    label_conflicts: Literal["keep", "error"] = Field(
-        "keep",
-        description="A text with two labels, a pair with two scores: kept and said, or an error.",
-    )
-    size: int | None = Field(None, ge=1, description="Read only the first `size` rows.")
-    sampling_rate: float | None = Field(
-        None, gt=0, le=1, description="Read only this share of the rows, drawn with a fixed seed."
-    )
-    convert_to_blob: bool | None = Field(
-        None,
-        description="Whether files that the data names are read once, at the start, so that "
-        "workers elsewhere need not see them; None = they are read when they are needed.",
-    )
-    fetch_urls: bool = Field(
-        False, description="Whether what stands at http(s) addresses is fetched, at the start."
-    )
-    create_point_clouds: bool = Field(
-        True,
-        description="Whether meshes and point clouds become `point_cloud_size` points at the "
-        "start; false = the encoder draws them.",
-    )
-    point_cloud_size: int = Field(
-        2048, ge=3, description="Points of a cloud, drawn from the surface of a mesh."
-    )
-
-
-class FitConfig(_Options):
+class FitConfig(Options):
     """Everything a fit can be told. `ftray.fit(**fields)` takes the same names."""
 
     model_config = ConfigDict(

@@ -220,8 +220,8 @@ def test_missing_key_is_named() -> None:
     [
         ({"epochs": -1}, "epochs = -1: input should be greater than or equal to 0"),
         ({"epochs": "many"}, "epochs = 'many': input should be a valid integer"),
-        ({"batch_size": 1}, "batch_size = 1: input should be greater than or equal to 2"),
-        ({"batch_size": 2.5}, "batch_size = 2.5: input should be a valid integer"),
+        ({"batch_size": 1}, "batch_size = 1: a number of rows from 2, or 'auto'"),
+        ({"batch_size": 2.5}, "batch_size = 2.5: a number of rows from 2, or 'auto'"),
         ({"val_split": 1}, "val_split = 1: input should be less than 1"),
         ({"learning_rate": 0}, "learning_rate = 0: input should be greater than 0"),
         ({"sampler": "pair"}, "sampler = 'pair': input should be 'auto', 'class', 'random' or"),

@@ -485,9 +485,7 @@ def model_artifact(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> 
         for run in (first, second)
     ]
     assert losses[0] != losses[1]
-    with pytest.raises(
-        ConfigError, match=r"model = 'minilm', but .* was made from"
-    ):
+    with pytest.raises(ConfigError, match=r"model = 'minilm', but .* was made from"):
         prepare(validated({**again, "model": "minilm"}), "/nowhere")
 
 

@@ -16,7 +16,7 @@ from ftray.callbacks.tensorboard_logger import TensorBoardLogger
 from ftray.callbacks.training_checkpoint import TrainingCheckpoint
 from ftray.callbacks.wandb_logger import WandBLogger
 from ftray.callbacks.wise_ft import WiSEFTCallback
-from ftray.config import is_yes_for_a_number
+from ftray.csv_options import is_yes_for_a_number
 from ftray.errors import ConfigError, nearest
 
 __all__ = ["CALLBACKS", "resolve_callbacks"]

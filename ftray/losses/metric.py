@@ -286,7 +286,9 @@ def _filled_in(
 
 
 def _part(where: str, part: str, given: Any) -> torch.nn.Module:
-    """A distance, reducer or regularizer from its name, or its name and arguments."""
+    """A distance, reducer or regularizer from its name, or its name and arguments, or itself."""
+    if isinstance(given, torch.nn.Module):
+        return given
     module = importlib.import_module(f"pytorch_metric_learning.{PARTS[part]}")
     known: dict[str, Any] = {n: cls for n, cls in vars(module).items() if inspect.isclass(cls)}
     options = {"name": given} if isinstance(given, str) else given
