@@ -168,7 +168,7 @@ def precisions(texts: list[str], layouts: list[str], rounds: int) -> str:
         for layout in layouts:
             name = f"ftray, {layout}, {precision}"
             rivals[name] = rival
-            contestants[name] = ours(encoder, texts, layout)
+            contestants[name] = ours(encoder, texts, layout, precision)
     found = measured(contestants, rounds)
     off, cosine = check(found)
     verdicts = [
@@ -187,10 +187,10 @@ them is {cosine:.5f}.
 {"; ".join(verdicts)}."""
 
 
-def ours(encoder: Encoder, texts: list[str], layout: str) -> Encode:
+def ours(encoder: Encoder, texts: list[str], layout: str, precision: str) -> Encode:
     """ftray's; "auto" is what `ftray.encode` does, with all it does besides."""
     if layout == "auto":
-        return lambda: ftray.encode(encoder, texts, progress=False)
+        return lambda: ftray.encode(encoder, texts, precision=precision, progress=False)
     return lambda: encode_texts(encoder, texts, batch_size=None, layout=layout)  # type: ignore[arg-type]
 
 

@@ -10,7 +10,7 @@ Correctness first, with dropout off: the gradient of one step (relative differen
 losses of real runs of every contestant (< 1e-4 in the first step). Then rounds of runs, the order
 of the contestants turned by one in each round; the first steps of each run are left out.
 
-The trainer of sentence-transformers needs packages that ftray does not: docs/benchmarks.md.
+The trainer of sentence-transformers needs accelerate and datasets, which `make venv` installs.
 """
 
 from __future__ import annotations

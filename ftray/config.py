@@ -272,6 +272,18 @@ class FitConfig(Options):
             return cls.model_fields[info.field_name].get_default(call_default_factory=True)
         return value
 
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _names_of_layers(cls, value: Any) -> Any:
+        """One name is a list of one; the words of YAML for yes and no stay what they are."""
+        if isinstance(value, str) and value.lower() not in ("true", "false"):
+            return [value]
+        if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
+            return list(value)
+        if not isinstance(value, bool | str | None):
+            raise ValueError("true, false, or names of layers are expected, as ['*.embeddings']")
+        return value
+
     @field_validator("num_workers", mode="before")
     @classmethod
     def _worker_count(cls, value: Any) -> Any:

@@ -19,10 +19,13 @@ import ftray
 from ftray.config import CsvOptions, FitConfig, validated
 from ftray.data import columns, roles
 from ftray.data.folders import CAPTION_FILES
+from ftray.data.names import TELLING
 from ftray.data.pictures import IMAGE_SUFFIXES, POINT_SUFFIXES
 from ftray.data.retrieval import read_beir
 from ftray.data.sources import _ARCHIVES, _CSV, _JSON, _PARQUET
 from ftray.errors import DataError
+from ftray.losses.nested import WRAPPERS
+from ftray.losses.registry import LOSS_NAMES, loss_needs
 from ftray.models import registry as models
 from ftray.training.job import prepare
 from tests.data.pictured import FEATURES, IMAGE, TEXT, encoded, off, refused
@@ -163,7 +166,7 @@ def test_every_text_block_belongs_to_an_example() -> None:
 
 def test_the_tables_of_names_are_the_codes() -> None:
     assert [(role.strip("`"), tuple(names.split(", "))) for role, names in table(NAMES)] == list(
-        columns.TELLING.items()
+        TELLING.items()
     )
     assert [tuple(names.split(", ")) for _, names in table(NAMES, 1)] == [
         roles.THING_NAMES,
@@ -186,6 +189,17 @@ def test_the_table_of_kinds_has_the_columns_of_the_code() -> None:
     assert parts is not None
     stated = [cells(line)[1] for line in parts.group().splitlines()[2:-1]]
     assert stated == [f"`{','.join(names)}`" for names in columns.ROLES_OF.values()]
+
+
+def test_the_losses_of_scored_pairs_and_of_a_teachers_scores_are_all_there_are() -> None:
+    parts = re.search(r"(?:^\|.*\n)+", PAGE, re.MULTILINE)
+    assert parts is not None
+    stated = {
+        row[0]: set(re.findall(r"`(\w+)`", row[2])) for row in map(cells, parts[0].splitlines())
+    }
+    for data, needs in (("scored pairs", "scores"), ("triplets with scores", "distillation")):
+        plain = set(LOSS_NAMES) - set(WRAPPERS)
+        assert stated[data] == {name for name in plain if loss_needs(name) == needs}
 
 
 def test_the_endings_it_names_are_those_that_are_read() -> None:
@@ -266,6 +280,15 @@ CASES: dict[str, Callable[[], str]] = {
     "a file that is missing": lambda: refused(shoes(18, "shoes/17.png,boot")),
     "a row without negatives": lambda: taught("hard.jsonl", {"neg": []}),
     "scores that do not fit the negatives": lambda: taught("taught.jsonl", {"score": [1]}),
+    "scores of other numbers": lambda: refused(
+        written(
+            "taught.csv",
+            ["query,pos,neg_1,neg_2,score_1,score_3", "close it?,by menu,no,at nine,2,1"],
+        )
+    ),
+    "lists in a CSV file": lambda: refused(
+        written("hard.csv", ["query,pos,neg", "a,b,\"['c', 'd']\""])
+    ),
     "an empty cell": lambda: refused(shoes(3, ",boot")),
     "an address in the web": lambda: refused(shoes(2, "https://shop.example/1.png,boot")),
     "texts among images": lambda: refused(shoes(3, "a red shoe,boot")),

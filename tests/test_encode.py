@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import ftray
 from ftray.api import encoding
 from ftray.errors import ConfigError, DataError, StorageError
+from ftray.evaluation.embedding import with_weights
 from ftray.evaluation.embeddings_file import FACTS, EmbeddingsFile, ranges_in
 from ftray.models.base import Encoder
+from tests.tiny import tiny_text_model
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +55,11 @@ class Stream(Iterator[str]):
         text = next(self._texts)
         self.taken += 1
         return text
+
+
+def embeddings_in(path: Path) -> np.ndarray:
+    column = pq.read_table(path)["embedding"].combine_chunks()
+    return column.flatten().to_numpy().reshape(len(column), -1)
 
 
 # ---------------------------------------------------------------- what goes in
@@ -125,8 +135,34 @@ def test_a_bar_is_shown_where_it_is_asked_for(
     assert "96/96" in capsys.readouterr().err
 
 
+def test_a_model_in_bf16_is_converted_where_fp32_is_asked_for(
+    model: Encoder, texts: list[str], tmp_path: Path
+) -> None:
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    rounded = copy.deepcopy(half).to(torch.float32)
+    found = ftray.encode(half, texts, output=tmp_path / "a.parquet")
+    assert np.abs(embeddings_in(found) - ftray.encode(rounded, texts)).max() < 1e-6
+    assert json.loads(pq.read_schema(found).metadata[FACTS])["precision"] == "fp32"
+    assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
+    found = ftray.encode(half, texts, precision="bf16")
+    assert np.abs(found - ftray.encode(rounded, texts)).max() > 1e-4
+    assert with_weights(half, "bf16", own=False) is half, "no copy is made"
+
+
+def test_a_role_is_one_of_three(tmp_path: Path) -> None:
+    prompted = ftray.get_model(str(tiny_text_model(tmp_path / "m", prompts={"query": "find "})))
+    as_query, plain = (ftray.encode(prompted, ["a card"], role=role) for role in ("query", ""))
+    assert np.abs(as_query - plain).max() > 1e-3
+    for call in (ftray.encode, lambda *given, **more: next(ftray.encode_stream(*given, **more))):
+        with pytest.raises(ConfigError, match=r"role = 'querry': .* Did you mean 'query'\?"):
+            call(prompted, ["a card"], role="querry")
+
+
 def test_mistakes(model: Encoder) -> None:
     for options, message in (
+        ({"normalize": "no"}, "normalize = 'no': True or False"),
+        ({"on_ray": "no", "num_workers": 1}, "on_ray = 'no': True or False"),
+        ({"output": "a.npy", "force": "no"}, "force = 'no': True or False"),
         ({"batch_size": 0}, "batch_size = 0: a whole number, at least 1"),
         ({"num_workers": -1}, "num_workers = -1: a whole number, at least 0"),
         ({"on_ray": True}, "on_ray = True needs num_workers"),
@@ -137,6 +173,17 @@ def test_mistakes(model: Encoder) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             ftray.encode(model, ["a", "b"], **options)
+
+
+def test_texts_alone_have_no_columns(model: Encoder) -> None:
+    for data in (["a", "b"], iter(["a", "b"])):
+        with pytest.raises(
+            DataError, match=r"columns = \{'item': 'body'\}: a list of 2 .*no columns"
+        ):
+            ftray.encode(model, data, columns={"item": "body"})
+    rows = [{"body": "a", "text": "b"}]
+    found = ftray.encode(model, iter(rows), columns={"item": "body"})
+    assert np.array_equal(found, ftray.encode(model, ["a"]))
 
 
 # ---------------------------------------------------------------- to a file
@@ -186,6 +233,87 @@ def test_int8_codes_are_written_with_their_ranges(
     assert (facts["dims"], facts["quantize"], facts["precision"]) == (16, "int8", "fp32")
     queries = ftray.encode(model, ["lost card"], quantize="int8", dims=16, ranges=ranges_in(path))
     assert queries.shape == (1, 16) and queries.dtype == np.int8
+
+
+def test_int8_codes_of_a_stream_go_by_its_first_window_wherever_they_go(
+    model: Encoder, texts: list[str], tmp_path: Path, window: int
+) -> None:
+    path = ftray.encode(model, iter(texts), output=tmp_path / "a.parquet", quantize="int8")
+    written = embeddings_in(path)
+    with pytest.warns(UserWarning, match="int8' without ranges: .* ftray.quantization_ranges"):
+        found = ftray.encode(model, iter(texts), quantize="int8")
+    assert found.dtype == np.int8 and np.array_equal(found, written)
+    with pytest.warns(UserWarning):  # a list's are those of all of it
+        of_all = ftray.encode(model, texts, quantize="int8")
+    assert np.array_equal(of_all, ftray.quantize(ftray.encode(model, texts), "int8"))
+    assert not np.array_equal(of_all, written)
+
+
+def test_ranges_that_are_given_or_kept_are_not_warned_of(
+    model: Encoder, texts: list[str], tmp_path: Path, window: int
+) -> None:
+    with pytest.raises(ConfigError, match="encode_stream: quantize = 'int8' needs ranges"):
+        next(ftray.encode_stream(model, texts, quantize="int8"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        path = ftray.encode(model, texts, output=tmp_path / "a.parquet", quantize="int8")
+        given = {"quantize": "int8", "ranges": ranges_in(path)}
+        parts = [*ftray.encode_stream(model, texts, **given)]
+        assert np.array_equal(np.concatenate(parts), ftray.encode(model, texts, **given))
+        assert np.array_equal(np.concatenate(parts), embeddings_in(path))
+
+
+@pytest.mark.parametrize("quantize", [None, "int8", "binary", "ubinary"])
+def test_of_nothing_come_no_embeddings_of_the_type_asked_for(
+    model: Encoder, quantize: str | None
+) -> None:
+    ranges = np.array([[0] * 16, [1] * 16]) if quantize == "int8" else None
+    more = {"quantize": quantize, "ranges": ranges, "dims": 16}
+    one = ftray.encode(model, ["a"], **more)
+    for data in ([], iter([])):
+        found = ftray.encode(model, data, **more)
+        assert (len(found), found.shape[1], found.dtype) == (0, one.shape[1], one.dtype)
+
+
+def test_ids_are_of_all_items_of_a_stream_or_of_none(
+    model: Encoder, texts: list[str], tmp_path: Path, window: int
+) -> None:
+    named = [{"id": str(i), "text": text} for i, text in enumerate(texts[:window])]
+    unnamed = [{"text": text} for text in texts[:window]]
+    for rows, message in (
+        (
+            named + unnamed,
+            "items from 20 on of the stream: they have no ids, and those before them",
+        ),
+        (
+            unnamed + named,
+            "items from 20 on of the stream: they have ids, and those before them none",
+        ),
+    ):
+        with pytest.raises(DataError, match=message):
+            ftray.encode(model, iter(rows), output=tmp_path / "a.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ranges_of_a_numpy_file(model: Encoder, tmp_path: Path) -> None:
+    ranges = np.array([[0.0, 1.0], [2.0, 3.0]])
+    for name, value, message in (
+        ("good", ranges, None),
+        ("wide", np.zeros((5, 32)), r"holds float64 of shape \(5, 32\), not numbers, \(2, D\)"),
+        ("texts", np.array([["a"], ["b"]]), r"holds <U1 of shape \(2, 1\), not numbers"),
+        ("objects", np.array([{}]), r"is no \.npy file of numbers, \(2, D\)"),
+    ):
+        np.save(path := tmp_path / f"{name}.npy", value)
+        if message is None:
+            assert np.array_equal(ranges_in(path), ranges)
+            continue
+        with pytest.raises(DataError, match=message):
+            ranges_in(path)
+    (tmp_path / "hello.npy").write_text("hello")
+    (tmp_path / "empty.npy").write_text("")
+    for name, message in (("hello", "is no "), ("empty", "is no "), ("none", "cannot be read")):
+        with pytest.raises(DataError, match=rf"ranges: '.*{name}\.npy' {message}"):
+            ranges_in(tmp_path / f"{name}.npy")
 
 
 def test_a_file_is_whole_or_not_there(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import islice
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftray.api.models import data_workers, get_model
-from ftray.errors import ConfigError, DataError
+from ftray.errors import ConfigError, DataError, nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +25,11 @@ __all__ = ["WINDOW", "cos_sim", "encode", "encode_stream"]
 
 WINDOW = 1 << 14
 """Items that are read, sorted by length and encoded together; all that is held of a stream."""
+NO_RANGES = (
+    "quantize = 'int8' without ranges: the codes go by those of these embeddings, which are not "
+    "returned, so that no others can be compared with them. Give ranges = "
+    "ftray.quantization_ranges(…) of a sample, or write a .parquet file, which keeps them"
+)
 
 
 def encode(
@@ -62,8 +68,10 @@ def encode(
             multiplies it) or "fp16". Embeddings are float32 all the same.
         quantize: "int8", "binary" or "ubinary": what sentence-transformers' `quantize_embeddings`
             makes of them.
-        ranges: of int8, the least and the largest value of each dimension, `(2, D)`. None takes
-            those of the embeddings; of what is written or is a stream, of the first `WINDOW`.
+        ranges: of int8, the least and the largest value of each dimension, `(2, D)`; see
+            `quantization_ranges`. None takes those of the embeddings; of what is written or is a
+            stream, of the first `WINDOW`. A Parquet file keeps them. Codes in memory come without
+            them, which is warned of: only codes of the same ranges can be compared.
         num_workers: processes that encode, each with the whole model and its share of the cores;
             0 is this process. They take seconds to start.
         on_ray: they are actors of the Ray cluster that `RAY_ADDRESS` names, or that is started on
@@ -85,6 +93,8 @@ def encode(
     from ftray.evaluation.embeddings_file import check_output
 
     target = None if output is None else check_output(output, force=force)
+    if target is None and quantize == "int8" and ranges is None:
+        warnings.warn(NO_RANGES, stacklevel=2)
     with _Work(
         model,
         role=role,
@@ -117,7 +127,7 @@ def encode_stream(
 ) -> Iterator[npt.NDArray[Any]]:
     """Embeddings part by part, so that neither data nor embeddings are in memory as a whole.
 
-    Args: as of `encode`.
+    Args: as of `encode`, but int8 needs `ranges`.
 
     Yields:
         `(n, D)` of the next `WINDOW` items of `data`; of the last ones fewer.
@@ -125,6 +135,11 @@ def encode_stream(
     Raises:
         FtrayError: as `encode` does, when the first part is asked for.
     """
+    if quantize == "int8" and ranges is None:
+        raise ConfigError(
+            "encode_stream: quantize = 'int8' needs ranges: nothing would keep those of the first "
+            "part. Give ftray.quantization_ranges of a sample, or have encode write a .parquet file"
+        )
     with _Work(
         model,
         role=role,
@@ -145,12 +160,16 @@ def _in_memory(work: _Work, data: Any, columns: Mapping[str, str] | None) -> Any
 
     names: list[str] = []
     found = []
+    out = work.out
+    # the ranges of int8 are those of all embeddings, but of a stream those of its first part
+    at_once = out.quantize == "int8" and out.ranges is None and not isinstance(data, Iterator)
     for part, vectors in work.vectors(data, columns):
-        found.append(vectors)
+        found.append(vectors if at_once else out.of(vectors))
         names.extend(part.names)
-    embeddings = work.out.of(
-        found[0] if len(found) == 1 else np.concatenate([*found, work.nothing])
-    )
+    if not found:
+        found = [np.zeros((0, out.width), out.dtype)]
+    joint = found[0] if len(found) == 1 else np.concatenate(found)
+    embeddings = out.of(joint) if at_once and names else joint
     if not type(data).__module__.startswith("docarray"):
         return embeddings
     from ftray.data.documents import with_embeddings
@@ -195,6 +214,7 @@ class _Work(ExitStack):
         super().__init__()
         from ftray.evaluation.embedding import Embedding, with_weights
 
+        _check_role(role)
         _check_counts(batch_size, num_workers, on_ray)
         encoder = get_model(model) if isinstance(model, str | Path) else model
         self.out = Embedding(encoder.embedding_dim, **out)
@@ -202,13 +222,6 @@ class _Work(ExitStack):
         self._role, self._batch_size, self._precision = role, batch_size, precision
         self._workers = num_workers, on_ray
         self._shown = shown
-
-    @property
-    def nothing(self) -> npt.NDArray[np.float32]:
-        """The vectors of no items, `(0, D)`."""
-        import numpy as np
-
-        return np.zeros((0, self._encoder.embedding_dim), np.float32)
 
     def facts(self) -> dict[str, Any]:
         """What the metadata of a file says."""
@@ -250,12 +263,22 @@ class _Work(ExitStack):
             )
 
 
+def _check_role(role: str) -> None:
+    """Refuse a role that there is not; a model without prompts or routes takes them all alike."""
+    from ftray.models.routes import ROLES
+
+    if role not in ("", *ROLES):
+        raise ConfigError(f"role = {role!r}: there is no such role.{nearest(str(role), ROLES)}")
+
+
 def _check_counts(batch_size: int | None, num_workers: int, on_ray: bool) -> None:
     for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
         if value is None and name == "batch_size":
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConfigError(f"{name} = {value!r}: a whole number, at least {least}")
+    if not isinstance(on_ray, bool):
+        raise ConfigError(f"on_ray = {on_ray!r}: True or False")
     if on_ray and not num_workers:
         raise ConfigError("on_ray = True needs num_workers: how many actors encode")
 

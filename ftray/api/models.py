@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftray.config import CsvOptions
+from ftray.errors import ConfigError
 
 if TYPE_CHECKING:
     from ftray.evaluation.spec import EvaluationSpec
@@ -56,9 +57,7 @@ def get_model(
     if is_onnx:
         from ftray.models.onnx import load_onnx
 
-        found = load_onnx(
-            str(name), device=local_device(device), max_length=max_length, options=model_options
-        )
+        found = load_onnx(str(name), device=device, max_length=max_length, options=model_options)
         return found if select_model is None else selected(found, select_model)
     parts = None
     if module is not None:
@@ -73,6 +72,22 @@ def get_model(
         module=parts,
     )
     return encoder if select_model is None else selected(encoder, select_model)
+
+
+def model_of(model: Encoder | str | Path, max_length: int | None) -> Encoder:
+    """The model that is named, or the object that was given.
+
+    Raises:
+        ConfigError: if an object is to have another `max_length`.
+    """
+    if isinstance(model, str | Path):
+        return get_model(model, max_length=max_length)
+    if max_length is not None:
+        raise ConfigError(
+            f"max_length = {max_length}: '{model.name}' is loaded already. Give it to get_model, "
+            "or name the model"
+        )
+    return model
 
 
 def data_workers(encoder: Encoder) -> int:
@@ -106,7 +121,8 @@ def evaluate(
 
     Retrieval metrics at `limit`; `spearman` and `pearson` for scored pairs. `query_role` and
     `index_role` are its `model` and `index_model`: the tower for queries, and for the index. With
-    `dims` and `quantize` they are those of truncated and of quantised embeddings.
+    `dims` and `quantize` they are those of truncated and of quantised embeddings. `max_length` is
+    for a model that is named; an object has its own.
 
     Raises:
         FtrayError: for data or a model that cannot be used.
@@ -114,7 +130,7 @@ def evaluate(
     from ftray.runtime.local import LocalRuntime
     from ftray.training.evaluate import evaluate as run_evaluation
 
-    encoder = get_model(model, max_length=max_length) if isinstance(model, str | Path) else model
+    encoder = model_of(model, max_length)
     spec = evaluation_of(
         encoder,
         query_data,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftray.api.models import data_workers, evaluation_of, get_model
-from ftray.errors import ConfigError
+from ftray.api.models import data_workers, evaluate, evaluation_of, model_of
+from ftray.errors import ConfigError, nearest
 from ftray.evaluation.quantize import bytes_per_vector, check_dims, check_quantize, shortened
 
 if TYPE_CHECKING:
@@ -48,9 +49,9 @@ def compare_sizes(
     query_data: Any,
     index_data: Any = None,
     *,
-    dims: Sequence[int | None] = (None,),
-    quantize: Sequence[str | None] = (None, "int8", "binary"),
-    rescore: Sequence[int | None] = (None,),
+    dims: Sequence[int | None] | int | None = (None,),
+    quantize: Sequence[str | None] | str | None = (None, "int8", "binary"),
+    rescore: Sequence[int | None] | int | None = (None,),
     max_length: int | None = None,
     **options: Any,
 ) -> list[SizedMetrics]:
@@ -60,30 +61,33 @@ def compare_sizes(
         model: what `get_model` gives or takes.
         query_data: as of `EvaluationCallback`, and so `index_data`.
         index_data: the documents to search.
-        dims: how many dimensions; None = all.
+        dims: how many dimensions; None = all. One alone is a list of one, as of the next two.
         quantize: how they are quantised; None = float32.
         rescore: of binary codes, how many times k documents are scored anew; None = 4.
-        max_length: longest text in tokens, where the model is loaded here.
-        options: others of `EvaluationCallback`, as limit, distance and metrics.
+        max_length: longest text in tokens, of a model that is named; an object has its own.
+        options: others of `evaluate`, as limit, distance and metrics.
 
     Returns:
         One for each pair of a number of dimensions and a quantisation, in that order; of binary
         codes one for each `rescore`.
 
     Raises:
-        FtrayError: for data or a model that cannot be used.
+        FtrayError: for data, a model or options that cannot be used.
     """
-    encoder = get_model(model, max_length=max_length) if isinstance(model, str | Path) else model
-    width = encoder.embedding_dim
-    for one in dims:
-        check_dims(one, width)
-    for name in quantize:
+    _check_options(options)
+    widths, names = _listed(dims, "dims"), _listed(quantize, "quantize")
+    times = _listed(rescore, "rescore")
+    for name in names:
         check_quantize(name)
-    binary = [name for name in quantize if name in ("binary", "ubinary")]
-    if not binary and tuple(rescore) != (None,):
-        raise ConfigError(f"rescore = {list(rescore)} is for binary codes; none are asked for")
-    codes = [(n, times) for n in quantize for times in (rescore if n in binary else [None])]
-    sizes = [(one or width, name, times) for one in dims for name, times in codes]
+    binary = [name for name in names if name in ("binary", "ubinary")]
+    if not binary and times != [None]:
+        raise ConfigError(f"rescore = {times} is for binary codes; none are asked for")
+    encoder = model_of(model, max_length)
+    width = encoder.embedding_dim
+    for one in widths:
+        check_dims(one, width)
+    codes = [(name, often) for name in names for often in (times if name in binary else [None])]
+    sizes = [(one or width, name, often) for one in widths for name, often in codes]
     spec = evaluation_of(encoder, query_data, index_data, **options)
     specs = [_sized(spec, *size) for size in sizes]
     return [
@@ -96,6 +100,28 @@ def compare_sizes(
         )
         for (one, name, _), sized, scorer in zip(sizes, specs, _scored(encoder, specs), strict=True)
     ]
+
+
+def _listed(given: Any, setting: str) -> list[Any]:
+    """What was given as a list; one alone is a list of one.
+
+    Raises:
+        ConfigError: for an empty one.
+    """
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        return [given]
+    found = list(given)
+    if not found:
+        raise ConfigError(f"{setting} = {given!r}: at least one is needed")
+    return found
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options that `evaluate` does not have."""
+    known = inspect.signature(evaluate).parameters.keys()
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"compare_sizes has no option '{name}'.{nearest(name, known)}")
 
 
 def _sized(

@@ -20,7 +20,7 @@ def model_summary(
     model: Any,
     *,
     model_options: Mapping[str, Any] | None = None,
-    freeze: bool | Sequence[str] = False,
+    freeze: bool | str | Sequence[str] = False,
     output_dim: int | None = None,
     lora: Mapping[str, Any] | None = None,
     module: Any = None,
@@ -47,21 +47,28 @@ def model_summary(
 
     Raises:
         ModelError: if there is no such model, or it cannot be loaded.
-        ConfigError: for a surgery that it cannot have, with the nearest names.
+        ConfigError: as `fit` for values that are none of an option, and for a surgery that the
+            model cannot have, with the nearest names.
     """
-    from ftray.errors import ModelError
+    from ftray.config import is_live, validated
+    from ftray.errors import ConfigError, ModelError
     from ftray.models.summary import summarised
-    from ftray.models.surgery import Surgery
     from ftray.report.tables import show as show_sheet
     from ftray.report.tables import summary_sheet
+    from ftray.training.resolving import surgery_of
 
-    patterns = freeze if isinstance(freeze, bool) else tuple(freeze)
-    surgery = Surgery(freeze=patterns, output_dim=output_dim, lora=lora)
+    if not isinstance(model, str | Path) and not is_live(model):
+        raise ConfigError(
+            f"model = {model!r}: a name, a folder, an encoder or a module is expected"
+        )
+    asked = {"model_options": model_options, "freeze": freeze, "output_dim": output_dim}
+    config = validated({"model": model, "train_data": "-", "lora": lora, **asked})
+    surgery, options = surgery_of(config), config.model_options
     functions = (preprocess_fn, collate_fn)
     if isinstance(model, str | Path):
-        encoder = _loaded(str(model), model_options, module, functions, surgery)
+        encoder = _loaded(str(model), options, module, functions, surgery)
     else:
-        encoder = _of_object(model, model_options, functions, surgery)
+        encoder = _of_object(model, options, functions, surgery)
     try:
         width: int | None = encoder.embedding_dim
     except ModelError:  # of a module, it takes an input to know
@@ -96,17 +103,12 @@ def _of_object(
     model: Any, options: Mapping[str, Any] | None, functions: tuple[Any, Any], surgery: Surgery
 ) -> Encoder:
     """An object, copied as `fit` copies it, or a copy of an encoder."""
-    from ftray.config import is_live
     from ftray.errors import ConfigError
     from ftray.models.base import Encoder
     from ftray.models.live import copy_object
     from ftray.models.registry import load_encoder
     from ftray.models.surgery import operate
 
-    if not is_live(model):
-        raise ConfigError(
-            f"model = {model!r}: a name, a folder, an encoder or a module is expected"
-        )
     if isinstance(model, Encoder):
         if options:
             raise ConfigError(f"model_options: '{model.name}' is loaded already")

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from ftray.cli.columns import parse_columns
-from ftray.errors import ConfigError
 from ftray.words import counted
 
 __all__ = ["run"]
@@ -27,8 +26,6 @@ def run(
     **options: Any,
 ) -> None:
     """Embed what is in a file; `options` are `encode`'s."""
-    if role not in ("", "query", "document"):
-        raise ConfigError(f"--role {role}: query or document")
     from ftray.api import encode, get_model
     from ftray.evaluation.embeddings_file import check_output, ranges_in
 

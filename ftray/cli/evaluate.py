@@ -27,6 +27,7 @@ def run(
     quantize: str | None,
     rescore: int | None,
     is_onnx: bool,
+    max_length: int | None,
     **options: Any,
 ) -> None:
     """Evaluate a model in this process and print its metrics; `options` are `evaluate`'s.
@@ -35,7 +36,6 @@ def run(
     """
     from ftray.api import compare_sizes, get_model
 
-    max_length = options["max_length"]
     sizes = compare_sizes(
         get_model(model, max_length=max_length, is_onnx=True) if is_onnx else model,
         query,
@@ -45,6 +45,7 @@ def run(
         rescore=[rescore],
         limit=limit,
         columns=parse_columns(columns),
+        max_length=None if is_onnx else max_length,
         **options,
     )
     whole, asked = sizes[0], sizes[-1]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ftray.data.columns import role_of
-from ftray.data.values import SCORE_ROLES, Values, is_plain_role, plain
+from ftray.data.values import LISTS, SCORE_ROLES, Values, is_plain_role, plain
 from ftray.errors import DataError
 from ftray.media import MARK
 
@@ -53,6 +53,8 @@ def cells_of(
         hint = ""
         if role == "label" and _holds_things(kind):
             hint = " If they are the items, name both with `columns`, as {item: …, label: …}."
+        elif _is_list(kind):
+            hint = f" {LISTS}"
         raise DataError(
             f"{source}: column '{name}' holds {kind}, and {role} must be {needed}.{hint}"
         )

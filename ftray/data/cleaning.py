@@ -17,9 +17,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ftray.data.columns import ROLES_OF, Kind, Layout, numbered_roles, role_of, roles_like
+from ftray.data.columns import ROLES_OF, Kind, Layout, role_of
 from ftray.data.distinct import Coded, coded, numbered_rows
 from ftray.data.tables import let_pages_go
+from ftray.data.teacher import margins
 from ftray.data.values import SCORE_ROLES
 from ftray.errors import DataError
 from ftray.media import modalities_of, shown
@@ -37,7 +38,6 @@ __all__ = [
     "scores_as_numbers",
     "stripped",
     "summary",
-    "teacher_scores",
 ]
 
 Numbers = npt.NDArray[np.int64]
@@ -148,48 +148,6 @@ def _as_numbers(column: pa.ChunkedArray, name: str, place: Place) -> npt.NDArray
     return scores + 0.0  # -0.0 is 0.0
 
 
-def teacher_scores(table: pa.Table, layout: Layout, source: str) -> pa.Table:
-    """The table with a score of the document and of each negative: `score`, `score_2` and so on.
-
-    Only their differences count. So the margins of n negatives, m1 … mn, are (0, -m1, …, -mn), and
-    a single one, m, is (m, 0).
-
-    Args:
-        table: with scores as numbers.
-        layout: the names of its columns.
-        source: for messages.
-
-    Raises:
-        DataError: for another number of scores than of margins or of texts.
-    """
-    negatives = roles_like(table.column_names, "negative")
-    names = [name for role in SCORE_ROLES for name in roles_like(table.column_names, role)]
-    if "document_score" in names:
-        names.sort(key=lambda name: role_of(name) != "document_score")
-    count, known = len(negatives), len(names)
-    are_margins = known == count and "document_score" not in names
-    if not are_margins and known != count + 1:
-        listed = ", ".join(f"'{layout.columns[name]}'" for name in names)
-        raise DataError(
-            f"{source}: {counted(known, 'score')} ({listed}) for {counted(count, 'negative')}. "
-            "Valid: a margin for each negative (the document's score less the negative's), or a "
-            "score of the document and of each negative."
-        )
-    scores = [table[name] for name in names]
-    if are_margins:
-        zeros = pa.chunked_array([np.zeros(table.num_rows)])
-        scores = (
-            [scores[0], zeros] if count == 1 else [zeros, *(pc.subtract(0.0, m) for m in scores)]
-        )
-    kept = table.drop_columns(names)
-    at = len(roles_like(kept.column_names, "negative")) + 2
-    for number, (name, column) in enumerate(
-        zip(numbered_roles("score", count + 1), scores, strict=True)
-    ):
-        kept = kept.add_column(at + number, name, column)
-    return kept
-
-
 def guessed_kind(table: pa.Table, layout: Layout) -> tuple[Kind, pa.Table, str]:
     """Whether two columns without telling names are item and label, or query and document.
 
@@ -288,7 +246,8 @@ def summary(table: pa.Table, kind: Kind, cells: Coded) -> list[str]:
     if len(cells.columns) > 3:
         notes[0] += f" with {len(cells.columns) - 2} negatives each"
     if kind == "distillation":
-        low, high = _margins(table)
+        known = margins(table)
+        low, high = min(m.min() for m in known), max(m.max() for m in known)
         joint = "and" if len(cells.columns) > 3 else "with"
         notes[0] += f" {joint} a teacher's margins from {low:g} to {high:g}"
     if kind == "scored":
@@ -301,17 +260,18 @@ def summary(table: pa.Table, kind: Kind, cells: Coded) -> list[str]:
     return notes
 
 
-def _margins(table: pa.Table) -> tuple[float, float]:
-    """How far the teacher puts the negatives below their documents: the least, and the most."""
-    document, *others = (table[name].to_numpy() for name in roles_like(table.column_names, "score"))
-    margins = [document - other for other in others]
-    return min(m.min() for m in margins), max(m.max() for m in margins)
+def fingerprint(kind: Kind, table: pa.Table) -> str:
+    """16 hex digits of the SHA-256 of kind, column names and cells, however they are chunked.
 
-
-def fingerprint(kind: str, table: pa.Table) -> str:
-    """16 hex digits of the SHA-256 of kind, column names and cells, however they are chunked."""
+    A teacher's scores count by their margins.
+    """
     whole = hashlib.sha256(kind.encode())
-    for name in table.column_names:
+    names = table.column_names
+    if kind == "distillation":
+        names = [name for name in names if role_of(name) != "score"]
+        for margin in margins(table):
+            whole.update(b"margin" + margin.astype("<f8").tobytes())
+    for name in names:
         lengths, cells = hashlib.sha256(), hashlib.sha256()
         if pa.types.is_floating(table[name].type):
             whole.update(name.encode() + table[name].to_numpy().astype("<f8").tobytes())

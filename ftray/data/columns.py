@@ -1,6 +1,6 @@
 """Which column of a source is the text, the label, the query, the document, and so on.
 
-A column's name tells its role (`TELLING`, case-insensitive), or the user's `columns` mapping does.
+A column's name tells its role (`names.TELLING`, whatever its case), or the user's `columns` does.
 Two columns whose names tell nothing stay undecided here; the reader decides them by their content.
 Beside a column named as a score they are the two texts of scored pairs, beside one named as a
 negative the first two texts of triplets, and beside both these with a teacher's scores to distil.
@@ -16,12 +16,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ftray.data.names import TELLING, first_of, listed, numbered_columns, one_of, several_of
 from ftray.errors import DataError, nearest
 
 __all__ = [
-    "KNOWN_NAMES",
     "ROLES_OF",
-    "TELLING",
     "Kind",
     "Layout",
     "MissingColumnError",
@@ -46,27 +45,6 @@ ROLES_OF: dict[Kind, tuple[str, ...]] = {
 
 There may be several negatives. To distil, there is a score of the document and of each negative.
 """
-
-_NUMBERED = ("sentence", "text")
-_FIRST, _SECOND = ("1", "_1", "_a"), ("2", "_2", "_b")
-
-TELLING: dict[str, tuple[str, ...]] = {
-    "item": ("item", "text", "sentence", "content", "utterance"),
-    "label": ("label", "class", "category", "intent", "target"),
-    "query": ("query", "anchor", "question", *(f"{text}{n}" for text in _NUMBERED for n in _FIRST)),
-    "document": (
-        *("document", "answer", "positive", "passage", "doc", "pos"),
-        *(f"{text}{n}" for text in _NUMBERED for n in _SECOND),
-    ),
-    "negative": ("negative", "hard_negative", "neg", "negatives", "hard_negatives"),
-    "score": ("score", "similarity", "similarity_score", "gold_score", "relatedness_score"),
-    "document_score": ("document_score", "positive_score", "pos_score", "pos_scores"),
-    "negative_score": ("negative_score", "neg_score", "neg_scores"),
-    "id": ("id", "_id"),
-}
-"""The column names that tell a role; where a table has several, the first in this order counts."""
-
-KNOWN_NAMES = frozenset(name for names in TELLING.values() for name in names)
 
 _UNNAMED = ["column 1", "column 2", "column 3"]
 """What the readers call the columns of a file without a header, and the places of a tuple."""
@@ -133,15 +111,15 @@ def judges_in(names: Sequence[str], told: Found | None = None) -> dict[str, tupl
         told: what the user says of others; what is told is not looked for.
     """
     told = told or {}
-    negatives = told.get("negative") or _several(names, TELLING["negative"])
+    negatives = told.get("negative") or several_of(names, TELLING["negative"])
     found = {"negative": negatives} if negatives else {}
     if "score" in told:
         return found
-    document = told.get("document_score") or _one(names, TELLING["document_score"])
-    others = told.get("negative_score") or _several(names, TELLING["negative_score"])
+    document = told.get("document_score") or one_of(names, TELLING["document_score"])
+    others = told.get("negative_score") or several_of(names, TELLING["negative_score"])
     if negatives and document and others:
         return {**found, "document_score": document, "negative_score": others}
-    find = _several if negatives else _one
+    find = several_of if negatives else one_of
     scores = find(names, TELLING["score"])
     return {**found, **({"score": scores} if scores else {})}
 
@@ -169,7 +147,7 @@ def resolve(
     """
     told = _spelled_out(names, given or {}, source)
     _check(names, told, source)
-    ident = told["id"][0] if "id" in told else _first(names, TELLING["id"])
+    ident = told["id"][0] if "id" in told else first_of(names, TELLING["id"])
     rest = [name for name in names if name != ident]
     roles = _roles(rest, told)
     kind, chosen = _named(roles, rest, source, told)
@@ -190,6 +168,8 @@ def resolve(
     if kind is None:
         kind, chosen = _single(roles, rest, source)
     taken = tuple(name for columns in chosen.values() for name in columns)
+    if kind == "triplets" and not {"query", "document"} <= told.keys():
+        _check_teacher(rest, source)
     if is_labeled is not None and kind != "items" and is_labeled != (kind == "labelled"):
         raise _contradicted(kind, taken, source)
     if ident:
@@ -203,7 +183,7 @@ def resolve(
             for numbered, name in zip(numbered_roles(role, len(columns)), columns, strict=True)
         },
         ignored=ignored,
-        notes=_notes(kind, chosen, ignored),
+        notes=_notes(kind, chosen, ignored, told),
     )
 
 
@@ -222,7 +202,7 @@ def _spelled_out(
             raise DataError(f"columns: there is no role '{role}'.{nearest(role, TELLING)}")
         wanted = (columns,) if isinstance(columns, str) else columns
         if len(wanted) == 1 and wanted[0] not in names and role in _SEVERAL:
-            wanted = _numbered(names, wanted[0]) or wanted
+            wanted = numbered_columns(names, wanted[0]) or wanted
         for column in wanted:
             if column not in names:
                 raise MissingColumnError(
@@ -264,7 +244,7 @@ def _roles(rest: Sequence[str], told: Found) -> dict[str, tuple[str, ...]]:
         single -= {"label"}
     found: dict[str, tuple[str, ...]] = {}
     for role in single:
-        found[role] = _one(free, TELLING[role])
+        found[role] = one_of(free, TELLING[role])
     judges = judges_in(free, told) if judged else {}
     blank = dict.fromkeys((*ROLES_OF["labelled"], *ROLES_OF["pairs"], *_JUDGES), ())
     return {**blank, **found, **judges, **told}
@@ -281,8 +261,8 @@ def _named(
     item, label, query, document = (roles[role] for role in ("item", "label", "query", "document"))
     if item and label and query and document:
         raise DataError(
-            f"{source}: {_listed((*item, *label))} could be item and label, and "
-            f"{_listed((*query, *document))} query and document. Say which with `columns`."
+            f"{source}: {listed((*item, *label))} could be item and label, and "
+            f"{listed((*query, *document))} query and document. Say which with `columns`."
         )
     last = {role: roles[role] for role in _JUDGES if roles[role]}
     if query and document:
@@ -324,10 +304,25 @@ def _alone(judge: str, told: Found, rest: Sequence[str], source: str) -> DataErr
             "or document_score: … and negative_score: …}."
         )
     return DataError(
-        f"columns: the {judge} '{column}' belongs to two texts, and the columns {_listed(rest)} of "
+        f"columns: the {judge} '{column}' belongs to two texts, and the columns {listed(rest)} of "
         f"{source} do not tell which. Name them as well, such as {{query: …, document: …, "
         f"{judge}: {column}}}."
     )
+
+
+def _check_teacher(rest: Sequence[str], source: str) -> None:
+    """Refuse the scores of documents without those of negatives, and the other way round."""
+    halves = [
+        ("document", one_of(rest, TELLING["document_score"])),
+        ("negative", several_of(rest, TELLING["negative_score"])),
+    ]
+    for (half, found), (other, _) in zip(halves, reversed(halves), strict=True):
+        if found:
+            raise DataError(
+                f"{source}: {listed(found)} holds a teacher's score of the {half}, and no column "
+                f"that of the {other}. Name it with `columns`: {{{other}_score: …}}; or, to read "
+                "no scores, the others alone: {query: …, document: …, negative: …}."
+            )
 
 
 def _pair(query: str, document: str) -> dict[str, tuple[str, ...]]:
@@ -347,7 +342,7 @@ def _single(
     text = roles["item"] or (tuple(rest) if len(rest) == 1 else ())
     if not text:
         raise DataError(
-            f"{source}: the columns {_listed(rest)} do not tell which is the text. Say it with "
+            f"{source}: the columns {listed(rest)} do not tell which is the text. Say it with "
             "`columns`, such as {item: "
             + (rest[0] if rest else "text")
             + ", label: …}, or {query: …, document: …}, or these with score: … or negative: … too."
@@ -355,21 +350,39 @@ def _single(
     return "items", {"item": text}
 
 
-def _notes(kind: Kind, columns: Found, ignored: Sequence[str]) -> tuple[str, ...]:
+def _notes(kind: Kind, columns: Found, ignored: Sequence[str], told: Found) -> tuple[str, ...]:
     taken = ", ".join(
-        f"{role if len(names) == 1 else role + 's'} = {_listed(names)}"
+        f"{role if len(names) == 1 else role + 's'} = {listed(names)}"
         for role, names in columns.items()
     )
     notes = [f"columns read: {taken}"]
     if ignored:
-        notes.append(f"columns not read: {_listed(ignored)}")
+        notes.append(f"columns not read: {listed(ignored)}")
     judging = [name for name in ignored if name.lower() in _JUDGING]
     if kind == "pairs" and judging:
         hint = ""
         if judging[0].lower() in TELLING["score"]:
             hint = f" (score: {judging[0]} in `columns` reads it)"
         notes.append(f"'{judging[0]}' is not read: every pair counts as relevant{hint}")
+    if kind == "triplets" and (scores := _named_as(ignored, *_JUDGES[1:])):
+        notes.append(f"triplets without a teacher: the scores of {listed(scores)} are not read")
+    if (
+        "negative" in columns
+        and "negative" not in told
+        and (more := _named_as(ignored, "negative"))
+    ):
+        notes.append(
+            f"only {listed(columns['negative'])} of the negatives are read, not {listed(more)}: "
+            "columns of one name with numbers (negative_1, negative_2 …) are read together"
+        )
     return tuple(notes)
+
+
+def _named_as(names: Sequence[str], *roles: str) -> list[str]:
+    """All columns whose names tell one of some roles, numbered or not."""
+    bases = [base for role in roles for base in TELLING[role]]
+    found = {name for base in bases for name in numbered_columns(names, base)}
+    return [name for name in names if name in found]
 
 
 def _contradicted(kind: Kind, chosen: Sequence[str], source: str) -> DataError:
@@ -378,32 +391,6 @@ def _contradicted(kind: Kind, chosen: Sequence[str], source: str) -> DataError:
     what = {"scored": "scored pairs", "distillation": "triplets with scores"}.get(kind, kind)
     return DataError(
         f"{source}: csv_options.is_labeled is {kind != 'labelled'}, but the columns "
-        f"{_listed(chosen)} are read as {what}. Name them with `columns`, such as {{{mapping}}}, "
+        f"{listed(chosen)} are read as {what}. Name them with `columns`, such as {{{mapping}}}, "
         "or leave is_labeled away."
     )
-
-
-def _first(names: Sequence[str], telling: Iterable[str]) -> str | None:
-    folded = {name.lower(): name for name in reversed(names)}
-    return next((folded[name] for name in telling if name in folded), None)
-
-
-def _one(names: Sequence[str], telling: Iterable[str]) -> tuple[str, ...]:
-    name = _first(names, telling)
-    return () if name is None else (name,)
-
-
-def _several(names: Sequence[str], telling: Iterable[str]) -> tuple[str, ...]:
-    """All columns of the first of some names that is there, alone or numbered."""
-    return next((found for name in telling if (found := _numbered(names, name))), ())
-
-
-def _numbered(names: Sequence[str], base: str) -> tuple[str, ...]:
-    """The columns `bad`, `bad1`, `bad_2` and so on of the base `bad`, in the order of numbers."""
-    form = re.compile(re.escape(base) + r"(?:_?(\d+))?", re.IGNORECASE)
-    found = [(match, name) for name in names if (match := form.fullmatch(name))]
-    return tuple(name for _, name in sorted(found, key=lambda one: int(one[0][1] or -1)))
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)

@@ -7,8 +7,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ftray.data.cleaning import Place, noun_of_records, quoted
-from ftray.data.columns import Kind, role_of, roles_like
+from ftray.data.columns import Kind, role_of
 from ftray.data.distinct import Coded, numbered_rows
+from ftray.data.teacher import margins
 from ftray.errors import DataError
 from ftray.words import counted
 
@@ -81,17 +82,19 @@ def _scores(table: pa.Table, cells: Coded, place: Place, *, allowed: bool) -> li
     if not len(several):
         return []
     rows = kept[pairs[kept] == several[0]].tolist()
-    columns = roles_like(table.column_names, "score")
-    scores = [" / ".join(f"{table[name][row].as_py():g}" for name in columns) for row in rows]
-    noun = "pair" if len(cells.columns) == 2 else "triplet"
+    noun, what, columns, two = "pair", "score", [table["score"]], "two scores or more"
+    if len(cells.columns) > 2:
+        noun, columns, two = "triplet", margins(table), "different margins"
+        what = "margin" if len(columns) == 1 else "margins"
+    scores = [" / ".join(f"{float(column[row]):g}" for column in columns) for row in rows]
     names = [name for name in table.column_names if role_of(name) in _JUDGED]
     pair = ", ".join(quoted(table[name][rows[0]].as_py()) for name in names)
     if allowed:
         shown = ", ".join(scores)
-        return [f"{counted(len(several), noun)} with two scores or more: {pair} ({shown})"]
+        return [f"{counted(len(several), noun)} with {two}: {pair} ({shown})"]
     raise DataError(
-        f"{place(rows[1])}: the {noun} {pair} has the score {scores[1]}, but {scores[0]} at "
-        f"{place(rows[0])}. {noun.capitalize()}s with two scores: {len(several):,}. "
+        f"{place(rows[1])}: the {noun} {pair} has the {what} {scores[1]}, but {scores[0]} at "
+        f"{place(rows[0])}. {noun.capitalize()}s with {two}: {len(several):,}. "
         "csv_options.label_conflicts = 'keep' takes both."
     )
 

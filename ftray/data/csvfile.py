@@ -36,8 +36,9 @@ from ftray.config import CsvOptions
 from ftray.data.addresses import all_addresses
 from ftray.data.arrow_values import check_marks
 from ftray.data.cleaning import counted
-from ftray.data.columns import KNOWN_NAMES
+from ftray.data.lists import check_no_lists
 from ftray.data.loading import Choose, Loaded, known_encoding, undecodable
+from ftray.data.names import KNOWN_NAMES
 from ftray.data.roles import CAPTION_NAMES, FILE_NAMES, THING_NAMES
 from ftray.data.tables import TableBuilder
 from ftray.errors import DataError
@@ -200,6 +201,7 @@ def _load(
             )
         builder.add((cells[place] for place in places), number)
     table, positions = builder.finish()
+    check_no_lists(table, layout, source)
     for column in table.columns:
         check_marks(column, lambda row: f"{source}, line {positions[row].as_py()}")
     if rows.blank:

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from ftray.data.columns import ROLES_OF, Kind, roles_like
 from ftray.data.tables import let_pages_go
+from ftray.data.teacher import margins
 
 __all__ = ["Coded", "code", "coded", "numbered", "numbered_rows"]
 
@@ -39,7 +40,7 @@ class Coded:
         columns: which of these each row holds, `(N,)` for each column of texts.
         labels: of labelled texts the distinct labels, `(L,)`, in order of first appearance.
         marks: which of these each row has, `(N,)`; of rows with scores, equal numbers are equal
-            scores.
+            scores, or equal margins of a teacher's.
     """
 
     texts: pa.Array
@@ -62,16 +63,15 @@ def code(table: pa.Table, kind: Kind) -> Coded:
     if kind == "labelled":
         labels, (marks,) = coded(table["label"])
     elif kind == "scored":
-        marks = _numbers(table["score"])
+        marks = _numbers(table["score"].to_numpy())
     elif kind == "distillation":
-        scores = roles_like(table.column_names, "score")
-        marks, _ = numbered_rows(*(_numbers(table[name]) for name in scores))
+        marks, _ = numbered_rows(*map(_numbers, margins(table)))
     return Coded(texts=texts, columns=tuple(columns), labels=labels, marks=marks)
 
 
-def _numbers(scores: pa.ChunkedArray) -> Numbers:
+def _numbers(scores: npt.NDArray[np.float64]) -> Numbers:
     """Equal numbers for equal scores, `(N,)`."""
-    return numbered(scores.to_numpy().view(np.int64))[0]
+    return numbered(scores.view(np.int64))[0]
 
 
 def coded(*columns: pa.ChunkedArray) -> tuple[pa.Array, list[Numbers]]:

@@ -22,9 +22,10 @@ from docarray.documents.point_cloud import PointsAndColors
 from docarray.typing import NdArray
 
 from ftray.config import CsvOptions
-from ftray.data.cleaning import guessed_kind, scores_as_numbers, stripped, teacher_scores
+from ftray.data.cleaning import guessed_kind, scores_as_numbers, stripped
 from ftray.data.columns import Kind, Layout, resolve, role_of, roles_like
 from ftray.data.loading import Loaded, load_rows
+from ftray.data.teacher import teacher_scores
 from ftray.data.values import TEXTS, Values, is_thing, typed_address
 from ftray.errors import DataError
 from ftray.words import counted
@@ -118,7 +119,7 @@ class TextItem(BaseDoc):  # type: ignore[misc]
 def doclist_to_table(docs: Any) -> tuple[Kind, pa.Table]:
     """Documents to a table with our column names.
 
-    The fields' names tell their roles, as a table's columns do (`columns.TELLING`); `TextDoc` has
+    The fields' names tell their roles, as a table's columns do (`names.TELLING`); `TextDoc` has
     `text`. What a dict field `tags` holds counts as fields too, `finetuner_label` as the label; a
     text with `matches` is a query, and its matches are relevant to it, unless they are tagged
     `finetuner_label` -1; two `chunks` with the tag `finetuner_score` are a scored pair, and beside

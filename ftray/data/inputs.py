@@ -11,6 +11,7 @@ import pyarrow as pa
 from ftray.data.readers import read_records
 from ftray.data.sources import described
 from ftray.data.values import TEXTS, plain, typed_address
+from ftray.errors import DataError
 from ftray.media import MARK, NO_BLOBS, Blobs, Content, Modality, contents
 
 __all__ = ["Inputs", "Part", "read_inputs"]
@@ -87,6 +88,11 @@ def read_inputs(
     if modalities == TEXTS and isinstance(data, Sequence) and not isinstance(data, str):
         texts = _plain_texts(data)
         if texts is not None:
+            if columns and texts:
+                raise DataError(
+                    f"columns = {dict(columns)}: {described(data)} of texts alone has no columns. "
+                    "Leave columns away"
+                )
             return Inputs(cells=texts)
     records = read_records(data, columns=columns, where="data", modalities=modalities)
     table = records.table

@@ -6,11 +6,13 @@ the row with the fewest has: a step needs the same number of every row.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from ftray.data.columns import Layout, numbered_roles, role_of, roles_like
@@ -19,19 +21,23 @@ from ftray.data.values import SCORE_ROLES, Values
 from ftray.errors import DataError
 from ftray.words import counted
 
-__all__ = ["Unfolding", "list_columns", "listed_roles"]
+__all__ = ["Unfolding", "check_no_lists", "list_columns", "listed_roles"]
 
 _PLURALS = ("negatives", "hard_negatives")
 _EACH_DOCUMENT = ("document", "document_score")
 """Roles whose lists become rows; those of others become columns."""
 _KINDS = ("pairs", "triplets", "distillation")
+_SAMPLE_ROWS = 200
+_MOST = 0.9
+"""If so many cells are lists, none was meant as a text."""
 
 
 def listed_roles(row: Mapping[str, Any], layout: Layout) -> frozenset[str]:
     """The roles whose cells are lists of several things, by the first row.
 
     A list of numbers is one thing, a vector, and so are lists of lists, which are its pixels or
-    points; not of a score, and not in a column that is called `negatives`.
+    points; not of a score, and not in a column that is called `negatives`. An array of texts is a
+    list as well.
     """
     if layout.kind not in _KINDS:
         return frozenset()
@@ -44,13 +50,29 @@ def listed_roles(row: Mapping[str, Any], layout: Layout) -> frozenset[str]:
 
 
 def _holds_several(value: Any, role: str, name: str) -> bool:
-    if not isinstance(value, list | tuple):
+    held = _as_list(value)
+    if held is None:
         return False
-    if role_of(role) in SCORE_ROLES or not value:
+    if role_of(role) in SCORE_ROLES or not held:
         return True
-    if isinstance(value[0], list | tuple):
+    if isinstance(held[0], list | tuple) or _ndim(value) > 1:
         return name.lower() in _PLURALS
-    return not isinstance(value[0], Real)
+    return not isinstance(held[0], Real)
+
+
+def _as_list(value: Any) -> Sequence[Any] | None:
+    """A list or tuple, or what an array holds; None = neither."""
+    if isinstance(value, list | tuple):
+        return value
+    if _ndim(value) > 0:
+        held: list[Any] = value.tolist() if value.ndim == 1 else list(value)
+        return held
+    return None
+
+
+def _ndim(value: Any) -> int:
+    """The dimensions of an array of NumPy's; 0 of anything else."""
+    return value.ndim if isinstance(value, np.ndarray) else 0
 
 
 def list_columns(schema: pa.Schema, layout: Layout) -> frozenset[str]:
@@ -67,6 +89,42 @@ def _like(kind: pa.DataType) -> Any:
     if is_list or pa.types.is_fixed_size_list(kind):
         return [_like(kind.value_type)]
     return 0 if pa.types.is_integer(kind) or pa.types.is_floating(kind) else ""
+
+
+def check_no_lists(table: pa.Table, layout: Layout, source: str) -> None:
+    """Refuse lists that were written as texts: `['a', 'b']` in a CSV file, or read from one.
+
+    Args:
+        table: string columns by role.
+        layout: the names of its columns.
+        source: for messages.
+
+    Raises:
+        DataError: for the first column whose cells are nearly all lists of texts.
+    """
+    for role in table.column_names:
+        if role_of(role) not in ("document", "negative", "second", "third"):
+            continue
+        cells = [text for text in table[role].slice(0, _SAMPLE_ROWS).to_pylist() if text]
+        lists = sum(map(_is_written_list, cells))
+        if lists and lists >= _MOST * len(cells):
+            shown = cells[0] if len(cells[0]) <= 40 else f"{cells[0][:39]}…"
+            raise DataError(
+                f"{source}: the column '{layout.columns[role]}' holds lists written as texts, such "
+                f"as {shown}. Lists need JSON or Parquet, or Python's own; in CSV give a column "
+                "to each: negative_1, negative_2 …"
+            )
+
+
+def _is_written_list(text: str) -> bool:
+    text = text.strip()
+    if not (text.startswith("[") and text.endswith("]")):
+        return False
+    try:
+        held = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
+    return isinstance(held, list) and bool(held) and all(isinstance(one, str) for one in held)
 
 
 class Unfolding:
@@ -167,14 +225,15 @@ class Unfolding:
             if role not in self._listed:
                 cells[role_of(role)].append(row[name])
                 continue
-            if not isinstance(row[name], list | tuple):
+            held = _as_list(row[name])
+            if held is None:
                 what = "nothing" if row[name] is None else f"a {type(row[name]).__name__}"
                 raise DataError(f"{place}: '{name}' holds {what}, but others a list.")
-            if not row[name]:
+            if not held:
                 raise DataError(
                     f"{place}: the list of '{name}' is empty. Every row needs one {role} or more."
                 )
-            cells[role] = row[name]
+            cells[role] = held
         return cells
 
     def _flat(self, row: Any, place: str) -> Iterator[list[Any]]:

@@ -84,38 +84,50 @@ def load_rows(
     """Python rows, each with its position: dicts, single values, or tuples of two, maybe scored.
 
     The first row decides the shape and, of dicts, the names; all others must have the same. So it
-    decides which roles hold lists, where `listed` does not say it.
+    decides which roles hold lists, where `listed` does not say it. For a model that takes features
+    alone, a list of numbers is one thing.
     """
     stream = iter(rows)
     head = list(islice(stream, 1))
     if not head:
         raise DataError(f"{source} has no rows.")
     first_place = f"{source}, {unit} {head[0][0]}"
-    layout, keys = _row_layout(head[0], choose, first_place)
+    layout, keys = _row_layout(head[0], choose, first_place, values)
     if listed is None and isinstance(head[0][1], Mapping):
         listed = listed_roles(head[0][1], layout)
     if listed:
         unfolding = Unfolding(layout, listed, head[0][1], first_place)
-        rows = islice(chain(head, stream), size)
+        rows = _first_rows(chain(head, stream), size)
         table, positions, layout = unfolding.table(rows, values, source=source, unit=unit)
         return Loaded(layout=layout, table=table, unit=unit, positions=positions)
     builder = TableBuilder(tuple(layout.columns))
     width = len(head[0][1]) if isinstance(head[0][1], tuple | list) else 0
-    for position, row in islice(chain(head, stream), size):
+    for position, row in _first_rows(chain(head, stream), size):
         place = f"{source}, {unit} {position}"
         builder.add(_row_cells(row, keys, layout, place, values, width=width), position)
     table, positions = builder.finish()
     return Loaded(layout=layout, table=table, unit=unit, positions=positions)
 
 
+def _first_rows(rows: Iterable[tuple[int, Any]], size: int | None) -> Iterator[tuple[int, Any]]:
+    """The first rows; those that one record gives stay together."""
+    count, last = 0, None
+    for position, row in rows:
+        count += position != last
+        last = position
+        if size is not None and count > size:
+            return
+        yield position, row
+
+
 def _row_layout(
-    first: tuple[int, Any], choose: Choose, place: str
+    first: tuple[int, Any], choose: Choose, place: str, values: Values
 ) -> tuple[Layout, Sequence[str] | Sequence[int] | None]:
     """The layout, and where a row's cells are: keys of a dict, places in a tuple, None = itself."""
     row = first[1]
     if isinstance(row, str):
         return choose(["text"]), None
-    if is_thing(row):
+    if is_thing(row) or values.is_vector(row):
         return choose(["item"]), None
     if isinstance(row, Mapping):
         layout = choose([str(name) for name in row])
@@ -148,7 +160,7 @@ def _row_cells(
 ) -> Iterator[str | None]:
     """One row's cells; `width` is the length of the first row, which tuples must have."""
     if keys is None:
-        alike = isinstance(row, str) or is_thing(row)
+        alike = isinstance(row, str) or is_thing(row) or values.is_vector(row)
     else:
         alike = isinstance(row, Mapping if isinstance(keys[0], str) else tuple | list)
     if not alike:

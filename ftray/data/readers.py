@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from pydantic import ValidationError
 
@@ -25,7 +26,6 @@ from ftray.data.cleaning import (
     scores_as_numbers,
     stripped,
     summary,
-    teacher_scores,
 )
 from ftray.data.columns import Kind, Layout, resolve
 from ftray.data.conflicts import conflicts_in
@@ -36,6 +36,7 @@ from ftray.data.resolving import Resolver
 from ftray.data.roles import decided, implied, named_things, oriented
 from ftray.data.sources import Request, described, load
 from ftray.data.tables import let_pages_go
+from ftray.data.teacher import teacher_scores
 from ftray.data.values import TEXTS, Values
 from ftray.errors import DataError, nearest
 from ftray.media import NO_BLOBS, Blobs, Modality
@@ -114,7 +115,7 @@ def read_records(
             datasets.Dataset, a list of dicts, of (a, b) or (a, b, score) tuples or of single
             things, or a docarray DocList.
         columns: our names (item, label, query, document, negative, score, document_score,
-            negative_score, id) to the source's. Without it, names decide (`columns.TELLING`,
+            negative_score, id) to the source's. Without it, names decide (`names.TELLING`,
             `roles.implied`).
         csv_options: how to read; what is left away is detected.
         modalities: what the model takes; None = not known: what the cells look like decides.
@@ -180,7 +181,7 @@ class _Reading:
         """Clean, decide what is undecided, check, draw the sample, and say what there is."""
         options, layout = self._options, loaded.layout
         notes = [*loaded.notes, *layout.notes]
-        table = stripped(loaded.table.slice(0, options.size))
+        table = stripped(_first_rows(loaded, options.size))
         positions = loaded.positions
         place = partial(_place, source, loaded.unit, positions)
         check_cells(
@@ -199,9 +200,8 @@ class _Reading:
             if kind == "scored":
                 table = scores_as_numbers(table, layout, place)
         if options.sampling_rate is not None:
-            count = table.num_rows
-            table, positions = _drawn(table, positions, loaded.unit, options.sampling_rate)
-            notes.append(f"{len(table):,} of {count:,} rows drawn (sampling_rate)")
+            table, positions, note = _drawn(table, positions, loaded.unit, options.sampling_rate)
+            notes.append(note)
             place = partial(_place, source, loaded.unit, positions)
         resolver = Resolver(files, self.values, options, place)
         table = resolver.resolved(table, things, layout.columns)
@@ -266,14 +266,33 @@ class _Reading:
         return [f"no column holds {others}: only the text tower takes what is there"]
 
 
+def _first_rows(loaded: Loaded, size: int | None) -> pa.Table:
+    """All rows that come of the first rows of the source."""
+    if size is None or loaded.positions is None:
+        return loaded.table.slice(0, size)
+    starts = np.append(_starts(loaded.positions), loaded.table.num_rows)
+    return loaded.table.slice(0, int(starts[min(size, len(starts) - 1)]))
+
+
+def _starts(positions: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """Where the rows begin that come of another row of the source than those before them."""
+    return np.flatnonzero(np.diff(positions.to_numpy(), prepend=-1))
+
+
 def _drawn(
     table: pa.Table, positions: pa.ChunkedArray | None, unit: Unit, share: float
-) -> tuple[pa.Table, pa.ChunkedArray]:
-    """A share of the rows, and where each stands in the source."""
-    rows = drawn_rows(table.num_rows, share)
+) -> tuple[pa.Table, pa.ChunkedArray, str]:
+    """What comes of a share of the source's rows, where each stands, and what to say about it."""
     if positions is None:
         positions = pa.chunked_array([np.arange(table.num_rows) + (unit != "index")])
-    return table.take(rows), positions.take(rows)
+    positions = positions.slice(0, table.num_rows)
+    starts = _starts(positions)
+    drawn = drawn_rows(len(starts), share)
+    is_drawn = np.zeros(len(starts), bool)
+    is_drawn[drawn.to_numpy()] = True
+    rows = pa.array(np.flatnonzero(np.repeat(is_drawn, np.diff(starts, append=table.num_rows))))
+    note = f"{len(drawn):,} of {len(starts):,} rows drawn (sampling_rate)"
+    return table.take(rows), positions.take(rows), note
 
 
 def _place(source: str, unit: Unit, positions: pa.ChunkedArray | None, row: int) -> str:

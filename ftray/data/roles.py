@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 
 from ftray.data.addresses import SAMPLE, Named, Things, looks_like_address
 from ftray.data.cleaning import guessed_kind, guessed_three
-from ftray.data.columns import ROLES_OF, TELLING, Kind, Layout, judges_in, role_of
+from ftray.data.columns import ROLES_OF, Kind, Layout, judges_in, role_of
+from ftray.data.names import TELLING, first_of
 from ftray.data.values import SCORE_ROLES, TEXTS, is_plain_role
 from ftray.media import MARK, Modality
 
@@ -72,7 +73,7 @@ def implied(
         return said
     thing = _thing(free, modalities)
     texts = modalities is None or "text" in modalities
-    caption = _first(free, CAPTION_NAMES) if texts else None
+    caption = first_of(free, CAPTION_NAMES) if texts else None
     if chosen & {"query", "document"}:
         (role,) = chosen
         other = thing or (caption if _thing([told[role]], modalities) else None)
@@ -86,7 +87,7 @@ def implied(
         return {"query": caption, "document": thing, **judges, **said}
     if chosen:
         return said
-    label = _first(free, TELLING["label"])
+    label = first_of(free, TELLING["label"])
     if label is not None:
         return {**said, "item": thing, "label": label}
     alone = len([name for name in free if name.lower() not in TELLING["id"]]) != 2
@@ -95,12 +96,12 @@ def implied(
 
 def _thing(names: Sequence[str], modalities: frozenset[Modality] | None) -> str | None:
     """The column of things; one that is named as a file only where it is the only possibility."""
-    found = _first(names, THING_NAMES)
+    found = first_of(names, THING_NAMES)
     if found is not None:
         return found
     takes_things = modalities is not None and modalities != TEXTS
-    if takes_things or _first(names, (*CAPTION_NAMES, *TELLING["item"])) is None:
-        return _first(names, FILE_NAMES)
+    if takes_things or first_of(names, (*CAPTION_NAMES, *TELLING["item"])) is None:
+        return first_of(names, FILE_NAMES)
     return None
 
 
@@ -128,12 +129,7 @@ def named_things(layout: Layout, modalities: frozenset[Modality] | None) -> Name
 
 def _named_pair(names: Sequence[str]) -> bool:
     """Whether names tell a query and a document already."""
-    return all(_first(names, TELLING[role]) is not None for role in ("query", "document"))
-
-
-def _first(names: Sequence[str], telling: Sequence[str]) -> str | None:
-    folded = {name.lower(): name for name in reversed(names)}
-    return next((folded[name] for name in telling if name in folded), None)
+    return all(first_of(names, TELLING[role]) is not None for role in ("query", "document"))
 
 
 def oriented(

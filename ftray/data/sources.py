@@ -19,6 +19,7 @@ from ftray.data.columns import Layout
 from ftray.data.csvfile import load_csv
 from ftray.data.files import LocalFiles
 from ftray.data.huggingface import is_hf_dataset, load_hf_dataset
+from ftray.data.lists import check_no_lists
 from ftray.data.loading import Choose, Loaded, load_json, load_parquet, load_rows, load_table
 from ftray.data.values import Values
 from ftray.errors import DataError, nearest
@@ -271,4 +272,6 @@ def _load_frame(frame: Any, choose: Choose, values: Values, name: str, size: int
         return load_rows(
             rows, lambda _: layout, source=name, unit="index", values=values, size=size
         )
-    return load_table(table, lambda _: layout, source=name, values=values, size=size)
+    loaded = load_table(table, lambda _: layout, source=name, values=values, size=size)
+    check_no_lists(loaded.table, loaded.layout, name)  # as pandas reads them from a CSV file
+    return loaded

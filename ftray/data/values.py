@@ -12,6 +12,7 @@ import io
 import os
 import sys
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,16 @@ from ftray.data.pictures import (
 from ftray.errors import DataError
 from ftray.media import MARK, BlobBuilder, Modality, reference
 
-__all__ = ["SCORE_ROLES", "TEXTS", "Values", "is_plain_role", "is_thing", "plain", "typed_address"]
+__all__ = [
+    "LISTS",
+    "SCORE_ROLES",
+    "TEXTS",
+    "Values",
+    "is_plain_role",
+    "is_thing",
+    "plain",
+    "typed_address",
+]
 
 SCORE_ROLES = ("score", "document_score", "negative_score")
 _PLAIN_ROLES = ("label", *SCORE_ROLES, "id")
@@ -39,6 +49,8 @@ _PLAIN_ROLES = ("label", *SCORE_ROLES, "id")
 
 TEXTS: frozenset[Modality] = frozenset(("text",))
 """What a model takes that takes nothing but texts."""
+
+FEATURES: frozenset[Modality] = frozenset(("features",))
 
 FEWEST_POINTS = 16
 """An array `(N, 3)` of fewer rows is not taken for a point cloud by its shape."""
@@ -48,6 +60,10 @@ _URLS: dict[str, Modality] = {
     "Mesh3DUrl": "points",
     "PointCloud3DUrl": "points",
 }
+LISTS = (
+    "Only documents, negatives and a teacher's scores may be lists, in named columns and in every "
+    "row, the first too."
+)
 _VALID = "a text, an image (bytes, PIL, array), an array of numbers, or {bytes, path}"
 
 
@@ -67,6 +83,15 @@ class Values:
         self._options = options
         self._widths: dict[str, tuple[int, str]] = {}
 
+    def is_vector(self, value: Any) -> bool:
+        """Whether a list or tuple is one thing: numbers, for a model that takes features alone."""
+        return (
+            self.modalities == FEATURES
+            and isinstance(value, list | tuple)
+            and len(value) > 0
+            and all(isinstance(one, Real) and not isinstance(one, bool) for one in value)
+        )
+
     def cell(self, value: Any, role: str, place: str) -> str | None:
         """The cell that stands for a value.
 
@@ -85,7 +110,7 @@ class Values:
         if value is None or isinstance(value, str | bool | int | float | np.generic):
             return typed_address(value) or plain(value, place)
         if is_plain_role(role):
-            raise DataError(f"{place}: {type(value).__name__} is not a text.")
+            raise _no_text(value, place, "a text or a number")
         if isinstance(value, bytes | bytearray | memoryview):
             return self.encoded(bytes(value), role, place)
         if isinstance(value, Mapping) and {"bytes", "path"} >= set(value):
@@ -268,14 +293,20 @@ def _as_array(value: Any, place: str) -> npt.NDArray[Any]:
         if value.ndim == 3 and value.shape[0] in (1, 3, 4):
             return np.moveaxis(value, 0, -1)  # an image, with its channels first
     if not isinstance(value, list | tuple) and not hasattr(value, "__array__"):
-        raise DataError(f"{place}: {type(value).__name__} is not a text. Valid: {_VALID}.")
+        raise _no_text(value, place, _VALID)
     try:
         array = np.asarray(value)
     except ValueError:  # lists of different lengths
         array = np.empty(0, object)
     if array.dtype.kind not in "biuf":
-        raise DataError(f"{place}: {type(value).__name__} is not a text. Valid: {_VALID}.")
+        raise _no_text(value, place, _VALID)
     return array
+
+
+def _no_text(value: Any, place: str, valid: str) -> DataError:
+    is_list = isinstance(value, list | tuple) and all(isinstance(v, str | Real) for v in value)
+    hint = f"{LISTS} " if is_list else ""
+    return DataError(f"{place}: {type(value).__name__} is not a text. {hint}Valid: {valid}.")
 
 
 def _numpy_array(data: bytes, place: str) -> npt.NDArray[Any]:

@@ -53,6 +53,8 @@ class Embedding:
     ) -> None:
         check_dims(dims, width)
         check_quantize(quantize)
+        if not isinstance(normalize, bool):
+            raise ConfigError(f"normalize = {normalize!r}: True or False")
         if ranges is not None and quantize != "int8":
             raise ConfigError(f"ranges are for quantize = 'int8'; quantize is {quantize!r}")
         self.dims = dims or width
@@ -90,7 +92,7 @@ def with_weights(encoder: Encoder, precision: str, *, own: bool) -> Encoder:
     """The model with weights of another type; it still gives float32.
 
     Args:
-        encoder: with weights in float32.
+        encoder: with weights of any type; where all have the wanted one, it is returned as it is.
         precision: "fp32", "bf16" or "fp16".
         own: whether the model may be changed; else a copy is.
 
@@ -99,6 +101,8 @@ def with_weights(encoder: Encoder, precision: str, *, own: bool) -> Encoder:
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision = {precision!r}: none.{nearest(precision, PRECISIONS)}")
-    if precision == "fp32":
+    wanted = PRECISIONS[precision]
+    found = {weight.dtype for weight in encoder.parameters() if weight.is_floating_point()}
+    if found == {wanted} or (not found and precision == "fp32"):
         return encoder
-    return (encoder if own else copy.deepcopy(encoder)).to(PRECISIONS[precision])
+    return (encoder if own else copy.deepcopy(encoder)).to(wanted)

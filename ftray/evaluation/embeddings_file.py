@@ -25,6 +25,7 @@ __all__ = ["FACTS", "EmbeddingsFile", "check_output", "ranges_in"]
 FACTS = b"ftray"
 """The key in the metadata of a Parquet file: JSON that says how its embeddings were made."""
 SUFFIXES = (".parquet", ".npy")
+RANGES_SHAPE = "(2, D): the least and the largest value of each dimension"
 
 Vectors = npt.NDArray[Any]
 
@@ -38,9 +39,11 @@ def check_output(output: str | Path, *, force: bool = False, setting: str = "out
         setting: what the user calls it, for messages.
 
     Raises:
-        ConfigError: if the name has another ending than .parquet or .npy.
+        ConfigError: if the name has another ending than .parquet or .npy, or for another `force`.
         StorageError: if it exists, or if its folder does not, or cannot be written to.
     """
+    if not isinstance(force, bool):
+        raise ConfigError(f"force = {force!r}: True or False")
     target = Path(output)
     if target.suffix not in SUFFIXES:
         raise ConfigError(f"{setting} {output}: a file that ends in .parquet or .npy")
@@ -70,15 +73,33 @@ def ranges_in(path: str | Path) -> npt.NDArray[np.float32]:
     Raises:
         DataError: if it cannot be read, or holds none.
     """
+    if Path(path).suffix == ".npy":
+        return _ranges_in_npy(path)
     try:
-        if Path(path).suffix == ".npy":
-            return np.asarray(np.load(path, allow_pickle=False), np.float32)
         facts = json.loads((pq.read_schema(path).metadata or {}).get(FACTS, b"{}"))
     except (OSError, ValueError, pa.ArrowInvalid) as error:
         raise DataError(f"ranges: '{path}' cannot be read: {error}") from None
     if not facts.get("ranges"):
         raise DataError(f"ranges: '{path}' holds no int8 embeddings that ftray wrote")
     return np.asarray(facts["ranges"], np.float32)
+
+
+def _ranges_in_npy(path: str | Path) -> npt.NDArray[np.float32]:
+    """The ranges that a .npy file holds.
+
+    Raises:
+        DataError: if it cannot be read, or holds anything but two rows of numbers.
+    """
+    try:
+        found = np.lib.format.open_memmap(path, mode="r")
+    except OSError as error:
+        raise DataError(f"ranges: '{path}' cannot be read: {error}") from None
+    except (ValueError, EOFError):  # text, objects, or nothing at all
+        raise DataError(f"ranges: '{path}' is no .npy file of numbers, {RANGES_SHAPE}") from None
+    if found.dtype.kind not in "fiu" or found.ndim != 2 or len(found) != 2:
+        held = f"{found.dtype} of shape {found.shape}"
+        raise DataError(f"ranges: '{path}' holds {held}, not numbers, {RANGES_SHAPE}")
+    return np.array(found, np.float32)
 
 
 class EmbeddingsFile:
@@ -119,6 +140,9 @@ class EmbeddingsFile:
             vectors: `(n, width)`.
             names: of the things, `(n,)`; .npy has no place for them, nor for ids.
             ids: of the things, where the data has ids; then in every part.
+
+        Raises:
+            DataError: if some parts have ids, and others have none.
         """
         try:
             if self._target.suffix == ".npy":
@@ -135,6 +159,12 @@ class EmbeddingsFile:
         columns = {} if ids is None else {"id": pa.array(ids, pa.string())}
         columns |= {"item": pa.array(names, pa.string()), "embedding": column}
         table = pa.table(columns)
+        if self._writer is not None and self._writer.schema.names != table.column_names:
+            here, before = ("no ids", "some") if ids is None else ("ids", "none")
+            raise DataError(
+                f"data, items from {self.count:,} on of the stream: they have {here}, and those "
+                f"before them {before}. Give all of them ids, or none"
+            )
         if self._writer is None:
             facts = {FACTS: json.dumps(self._facts()).encode()}
             self._writer = pq.ParquetWriter(self._file, table.schema.with_metadata(facts))

@@ -1,8 +1,8 @@
 """Smaller embeddings: fewer dimensions, 8 bits or 1 bit for each.
 
 The codes are those of `sentence_transformers.util.quantize_embeddings`: "int8" cuts the range of
-each dimension into 256 equal buckets, "binary" and "ubinary" keep its sign, eight to a byte (signed
-and unsigned bytes; the bits are the same). See docs/encoding.md for what it costs.
+each dimension into 256 equal buckets, "ubinary" keeps its sign, eight to an unsigned byte. "binary"
+is that byte less 128, a signed one: its bit 7 is turned. See docs/encoding.md for what it costs.
 
 Light: it imports torch only when something is quantised.
 """
@@ -92,7 +92,7 @@ def quantization_ranges(vectors: npt.ArrayLike) -> Floats:
     Raises:
         DataError: for fewer than two vectors, or values that are not finite.
     """
-    found = np.asarray(vectors, np.float32)
+    found = _numbers(vectors, "int8")
     if found.ndim != 2 or len(found) < 2:
         raise DataError(
             f"int8 needs the range of each dimension, and {_shape(found)} has none: give "
@@ -107,14 +107,18 @@ def checked_ranges(ranges: npt.ArrayLike, width: int) -> Floats:
     """Ranges that a user gave, as `(2, D)` float32.
 
     Raises:
-        ConfigError: for another shape, or a minimum above its maximum.
+        ConfigError: for anything but numbers, another shape, or a minimum above its maximum.
     """
-    found = np.asarray(ranges, np.float32)
+    needed = (
+        f"embeddings of {width} dimensions need an array of shape (2, {width}): the least and the "
+        "largest value of each"
+    )
+    try:
+        found = np.asarray(ranges, np.float32)
+    except (ValueError, TypeError):  # texts, or rows of different lengths
+        raise ConfigError(f"ranges: no array of numbers, but {needed}") from None
     if found.shape != (2, width):
-        raise ConfigError(
-            f"ranges: {_shape(found)}, but embeddings of {width} dimensions need one of (2, "
-            f"{width}): the least and the largest value of each"
-        )
+        raise ConfigError(f"ranges: {_shape(found)}, but {needed}")
     if not np.isfinite(found).all() or bool((found[0] > found[1]).any()):
         raise ConfigError("ranges: the first row must be the least values, the second the largest")
     return found
@@ -132,15 +136,16 @@ def quantize(
             outside gets the outermost bucket.
 
     Returns:
-        int8: `(N, D)` int8. binary: `(N, ceil(D / 8))` int8; ubinary: the same as uint8. Bit 7 of
-        byte 0 is the first dimension; 1 where it is above 0.
+        int8: `(N, D)` int8. ubinary: `(N, ceil(D / 8))` uint8; bit 7 of byte 0 is the first
+        dimension, 1 where it is above 0. binary: the same less 128 as int8, so that bit 7 of each
+        byte is turned; Hamming distances between such codes are the same.
 
     Raises:
         ConfigError: for a quantisation that does not exist, or ranges that do not fit.
         DataError: if int8 has too few vectors to find ranges.
     """
     check_quantize(quantization, "quantization")
-    found = np.asarray(vectors, np.float32)
+    found = _numbers(vectors, "quantize")
     if found.ndim != 2:
         raise DataError(f"quantize: {_shape(found)}, but (N, D) is expected.")
     if quantization != "int8" and ranges is not None:
@@ -192,6 +197,13 @@ def code_width(dims: int, quantization: str | None) -> int:
 def bytes_per_vector(dims: int, quantization: str | None) -> int:
     """How much memory a vector takes."""
     return code_width(dims, quantization) * (4 if quantization is None else 1)
+
+
+def _numbers(vectors: npt.ArrayLike, what: str) -> Floats:
+    try:
+        return np.asarray(vectors, np.float32)
+    except (ValueError, TypeError):  # texts, or rows of different lengths
+        raise DataError(f"{what}: the vectors are no array of numbers, (N, D).") from None
 
 
 def _shape(found: npt.NDArray[Any]) -> str:

@@ -101,6 +101,10 @@ def _run(
     start: Start, session: RunSession, train: Callable[[], FitEnded], opened: Opened | None
 ) -> Run:
     name = session.storage.name
+
+    def describe() -> None:
+        write_card(session.storage)
+
     try:
         session.open(start.facts, resumed=start.place.resumed)
         if opened is not None:
@@ -111,12 +115,12 @@ def _run(
         ended = train()
         if ended.status == "STOPPED":
             session.say(f"To go on: the same again with run_name: {name} and resume: auto")
-        session.finish(ended, lambda: write_card(session.storage))
+        session.finish(ended, describe)
     except KeyboardInterrupt:
-        session.interrupted()
+        session.interrupted(describe)
         raise
     except BaseException as error:
-        session.fail(error)
+        session.fail(error, describe)
         # a disk that is full, embeddings that are no numbers: no mistakes in the input
         if isinstance(error, StorageError | DataError):
             raise RunFailedError(str(error)) from error

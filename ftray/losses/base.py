@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Literal
@@ -83,6 +84,14 @@ class StepLoss(nn.Module, ABC):
             source: the data, for messages.
         """
         return None
+
+    def widest_margin(self, *, unit_length: bool = False) -> float:
+        """The widest difference of a teacher's scores that the model's can come to equal.
+
+        Args:
+            unit_length: whether the embeddings have length 1.
+        """
+        return math.inf
 
     def after_step(self) -> None:
         """Called after each optimizer step, to keep parameters in their range."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ftray.errors import ConfigError
 from ftray.losses.base import LossInputs, Needs, Shard, StepLoss
+from ftray.losses.values import checked_bool, checked_positive
 
 __all__ = ["CLIPLoss", "InfoNCE", "MultipleNegativesRankingLoss", "pairs_that_share_text"]
 
@@ -74,7 +74,7 @@ class InfoNCE(StepLoss):
         symmetric: also rank the queries for each document, and take the mean of both.
 
     Raises:
-        ConfigError: for a temperature that is not positive.
+        ConfigError: for a temperature that is not a positive number, or no bool.
     """
 
     needs: Needs = "pairs"
@@ -88,11 +88,9 @@ class InfoNCE(StepLoss):
         symmetric: bool = True,
     ) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ConfigError(f"loss_options.temperature = {temperature}: a positive number")
-        self.symmetric = symmetric
-        scale = torch.tensor(math.log(1 / temperature))
-        if learnable_temperature:
+        self.symmetric = checked_bool("loss_options.symmetric", symmetric)
+        scale = torch.tensor(-math.log(checked_positive("loss_options.temperature", temperature)))
+        if checked_bool("loss_options.learnable_temperature", learnable_temperature):
             self.log_scale: Tensor = nn.Parameter(scale)
         else:
             self.register_buffer("log_scale", scale, persistent=False)

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from ftray.errors import ConfigError, nearest
 from ftray.losses.base import LossInputs, Needs, Shard, StepLoss
+from ftray.losses.values import checked_positive
 
 __all__ = ["DistillKLDivLoss", "MarginMSELoss", "Similarity"]
 
@@ -64,6 +65,10 @@ class MarginMSELoss(_Distillation):
             most 2: the teacher's should be of that size too.
     """
 
+    def widest_margin(self, *, unit_length: bool = False) -> float:
+        """That of two cosines, from -1 to 1; products of any embeddings have no bound."""
+        return 2.0 if unit_length or self.similarity == "cosine" else math.inf
+
     def forward(self, embeddings: Tensor, inputs: LossInputs, shard: Shard) -> Tensor:
         """The rank's part of the loss; the sum over ranks is the mean over B·n margins."""
         rows = shard.rows(len(inputs.columns))
@@ -106,8 +111,8 @@ class DistillKLDivLoss(_Distillation):
             "teacher_temperature": teacher_temperature,
         }
         for name, value in given.items():
-            if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"loss_options.{name} = {value}: a positive number")
+            if value is not None:
+                checked_positive(f"loss_options.{name}", value)
         self.student_temperature = student_temperature or temperature
         self.teacher_temperature = teacher_temperature or temperature
 

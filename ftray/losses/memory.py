@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ftray.errors import ConfigError, nearest
 from ftray.losses.base import LossInputs, Needs, Shard, StepLoss, no_loss
 from ftray.losses.metric import NEEDS_POSITIVES, library_loss, scalar_loss
+from ftray.losses.values import checked_options
 
 __all__ = ["MemoryLoss"]
 
@@ -64,15 +65,10 @@ class MemoryLoss(StepLoss):
                 f"loss_options.loss = {name}: CrossBatchMemory needs the name of a loss that "
                 f"takes references.{nearest(name, known)}"
             )
-        given = options.get("loss_options") or {}
-        if not isinstance(given, Mapping):
-            raise ConfigError(
-                f"loss_options.loss_options = {given!r}: options by name are expected, such as "
-                "{margin: 0.1}"
-            )
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ConfigError(f"loss_options.memory_size = {size!r}: a positive whole number")
         where = "loss_options.loss_options"
+        given = checked_options(where, options.get("loss_options"))
         inner = library_loss(name, given, embedding_dim, n_groups, where)
         self.max_items = size
         self._needs_positives = name in NEEDS_POSITIVES

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ftray.errors import ConfigError, nearest
+from ftray.losses.values import checked_options, checked_positive
 
-__all__ = ["MATRYOSHKA", "MULTIPLE", "WRAPPERS", "Asked", "inner_losses", "leaves", "within"]
-__all__ += ["matryoshka_dims"]
+__all__ = ["MATRYOSHKA", "MULTIPLE", "WRAPPERS", "Asked", "Leaf", "inner_losses", "leaves"]
+__all__ += ["matryoshka_dims", "within"]
 
 MATRYOSHKA = "MatryoshkaLoss"
 MULTIPLE = "MultipleLosses"
@@ -25,6 +25,10 @@ WRAPPERS = {
 }
 """The options of each, and an example."""
 
+EACH_ITS_OWN = (
+    " pytorch-metric-learning's has; here each loss has its own: loss_options: {losses: [{loss: "
+    "TripletMarginLoss, weight: 0.5, miner: BatchHardMiner}, {loss: SupConLoss}]}"
+)
 ENTRY = ("loss", "loss_options", "weight", "miner", "miner_options")
 
 
@@ -49,6 +53,19 @@ class Asked:
     miner_options: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Leaf(NamedTuple):
+    """A loss that is not made of others: its name, arguments and miner, and where it stands."""
+
+    name: str
+    options: Mapping[str, Any]
+    miner: str | None
+    where: str
+
+    def __str__(self) -> str:
+        mined = f" with miner {self.miner}" if self.miner else ""
+        return f"{self.where}{self.name}{mined}"
+
+
 @contextmanager
 def within(where: str) -> Iterator[None]:
     """Say in a `ConfigError` which of the inner losses it is about."""
@@ -59,19 +76,26 @@ def within(where: str) -> Iterator[None]:
 
 
 def leaves(
-    name: str, options: Mapping[str, Any], miner: str | None = None
-) -> Iterator[tuple[str, Mapping[str, Any], str | None]]:
-    """Name, options and miner of each loss that is not made of others: of most, their own.
+    name: str, options: Mapping[str, Any], miner: str | None = None, where: str = ""
+) -> Iterator[Leaf]:
+    """Each loss that is not made of others: of most, they themselves.
+
+    Args:
+        name: of the loss.
+        options: its arguments.
+        miner: that it is given; a wrapper hands it down.
+        where: it stands, as a message begins.
 
     Raises:
         ConfigError: for options of a wrapper that cannot work.
     """
     if name not in WRAPPERS:
-        yield name, options, miner
+        yield Leaf(name, options, miner, where)
         return
     for asked in inner_losses(name, options):
         with within(asked.where):
-            yield from leaves(asked.name, asked.options, asked.miner)
+            place = f"{where}In {asked.where}: "
+            yield from leaves(asked.name, asked.options, asked.miner or miner, place)
 
 
 def inner_losses(name: str, options: Mapping[str, Any]) -> list[Asked]:
@@ -83,9 +107,9 @@ def inner_losses(name: str, options: Mapping[str, Any]) -> list[Asked]:
     known, example = WRAPPERS[name]
     for option in options:
         if option not in known:
-            raise ConfigError(
-                f"loss_options.{option}: {name} has no such option.{nearest(option, known)}"
-            )
+            of_theirs = name == MULTIPLE and option in ("weights", "miners")
+            hint = EACH_ITS_OWN if of_theirs else nearest(option, known)
+            raise ConfigError(f"loss_options.{option}: {name} has no such option.{hint}")
     if name == MATRYOSHKA:
         matryoshka_dims(options)
         return [_asked(options, f"loss_options of {name}", f"loss_options: {example}")]
@@ -109,23 +133,20 @@ def _entry(entry: Any, place: int, example: str) -> Asked:
 
 
 def _asked(given: Mapping[str, Any], where: str, example: str) -> Asked:
-    name, options = given.get("loss"), given.get("loss_options") or {}
+    name = given.get("loss")
     if not isinstance(name, str):
         raise ConfigError(f"In {where}: the name of a loss is missing: {example}")
-    miner, miner_options = given.get("miner"), given.get("miner_options") or {}
+    miner = given.get("miner")
     if miner is not None and not isinstance(miner, str):
         raise ConfigError(f"In {where}: miner = {miner!r}: the name of a miner is expected")
-    for key, value in (("loss_options", options), ("miner_options", miner_options)):
-        if not isinstance(value, Mapping):
-            raise ConfigError(
-                f"In {where}: {key} = {value!r}: options by name are expected, such as "
-                "{margin: 0.1}"
-            )
+    with within(where):
+        options = checked_options("loss_options", given.get("loss_options"))
+        miner_options = checked_options("miner_options", given.get("miner_options"))
     return Asked(
         name=name,
         options=options,
         where=where,
-        weight=_weight(given.get("weight", 1.0), f"{where}.weight"),
+        weight=checked_positive(f"{where}.weight", given.get("weight", 1.0)),
         miner=miner,
         miner_options=miner_options,
     )
@@ -155,12 +176,5 @@ def matryoshka_dims(options: Mapping[str, Any]) -> list[tuple[int, float]]:
         raise ConfigError(
             f"loss_options.weights = {weights!r}: one for each of dims, which has {len(dims)}"
         )
-    checked = [_weight(weight, "loss_options.weights") for weight in weights]
+    checked = [checked_positive("loss_options.weights", weight) for weight in weights]
     return sorted(zip(dims, checked, strict=True), reverse=True)
-
-
-def _weight(value: Any, where: str) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < math.inf:
-        raise ConfigError(f"{where} = {value!r}: a positive number")
-    return float(value)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ftray.errors import ConfigError, DataError
+from ftray.errors import DataError
 from ftray.losses.base import LossInputs, Needs, Shard, StepLoss
+from ftray.losses.values import checked_positive
 
 __all__ = ["AnglELoss", "CoSENTLoss"]
 
@@ -25,7 +26,7 @@ class _RankedPairs(StepLoss):
         scale: 1 / temperature.
 
     Raises:
-        ConfigError: for a scale that is not positive.
+        ConfigError: for a scale that is not a positive number.
     """
 
     needs: Needs = "scores"
@@ -33,9 +34,7 @@ class _RankedPairs(StepLoss):
 
     def __init__(self, scale: float = 20.0) -> None:
         super().__init__()
-        if not scale > 0:
-            raise ConfigError(f"loss_options.scale = {scale}: a positive number")
-        self.scale = scale
+        self.scale = checked_positive("loss_options.scale", scale)
 
     @abstractmethod
     def similarities(self, first: Tensor, second: Tensor) -> Tensor:

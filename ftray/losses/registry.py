@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from ftray.losses.nested import (
     MATRYOSHKA,
     MULTIPLE,
     WRAPPERS,
+    Leaf,
     inner_losses,
     leaves,
     matryoshka_dims,
@@ -38,8 +39,8 @@ from ftray.losses.sigmoid import SigLIPLoss
 from ftray.losses.views import SelfSupervisedLoss, VICRegLoss
 from ftray.losses.wrappers import MatryoshkaLoss, MultipleLosses, common_needs
 
-__all__ = ["LOSS_NAMES", "build_loss", "check_loss", "learns_of_classes", "least_dim"]
-__all__ += ["loss_names", "loss_needs", "takes_triplets"]
+__all__ = ["LOSS_NAMES", "build_loss", "check_loss", "check_width", "least_dim"]
+__all__ += ["loss_names", "loss_needs", "misfit", "takes_triplets", "tied_to_classes"]
 
 OWN_LOSSES: dict[str, type[StepLoss]] = {
     "AnglELoss": AnglELoss,
@@ -89,7 +90,7 @@ def check_loss(name: str, options: Mapping[str, Any] = NOTHING) -> None:
 
 def loss_names(name: str, options: Mapping[str, Any] = NOTHING) -> list[str]:
     """A loss's name, or those of the losses that it is made of."""
-    return [leaf for leaf, _, _ in leaves(name, options)]
+    return [leaf.name for leaf in leaves(name, options)]
 
 
 def loss_needs(name: str, options: Mapping[str, Any] = NOTHING) -> Needs:
@@ -107,20 +108,39 @@ def takes_triplets(name: str, options: Mapping[str, Any] = NOTHING) -> bool:
 
 
 def _needs(name: str, options: Mapping[str, Any]) -> tuple[Needs, bool]:
-    every: list[tuple[str, Needs, bool]] = []
-    for leaf, _, miner in leaves(name, options):
-        known: type[StepLoss] | None = OWN_LOSSES.get(leaf) or ADAPTED_LOSSES.get(leaf)
-        if known is None:
-            given = leaf == TRIPLET_LOSS and miner is None
-            every.append((leaf, MetricLoss.needs, given))
-        else:
-            every.append((leaf, known.needs, known.takes_triplets))
-    return common_needs(every)
+    return common_needs((leaf.name, *_leaf_needs(leaf)) for leaf in leaves(name, options))
 
 
-def learns_of_classes(name: str, options: Mapping[str, Any] = NOTHING) -> bool:
-    """Whether a loss, or one that it is made of, has something learned for each class."""
-    return any(learns_classes(leaf, given) for leaf, given, _ in leaves(name, options))
+def _leaf_needs(leaf: Leaf) -> tuple[Needs, bool]:
+    known: type[StepLoss] | None = OWN_LOSSES.get(leaf.name) or ADAPTED_LOSSES.get(leaf.name)
+    if known is None:
+        return MetricLoss.needs, leaf.name == TRIPLET_LOSS and leaf.miner is None
+    return known.needs, known.takes_triplets
+
+
+def misfit(name: str, options: Mapping[str, Any], fits: Callable[[Needs, bool], bool]) -> str:
+    """The first loss, of those that a loss is made of, that lacks something; for messages.
+
+    Args:
+        name: of the loss.
+        options: its arguments.
+        fits: whether what a loss needs, and whether it takes triplets, will do.
+
+    Returns:
+        Its place and name, of most losses their name alone; `name`, if all fit.
+    """
+    found = (leaf for leaf in leaves(name, options) if not fits(*_leaf_needs(leaf)))
+    return str(next(found, name))
+
+
+def tied_to_classes(name: str, options: Mapping[str, Any] = NOTHING) -> str | None:
+    """What makes a loss useless for other classes than those of its training data, in words."""
+    for leaf in leaves(name, options):
+        if leaf.name == MEMORY_LOSS:
+            return f"{leaf} remembers texts"
+        if learns_classes(leaf.name, leaf.options):
+            return f"{leaf} learns something for each class"
+    return None
 
 
 def least_dim(name: str, options: Mapping[str, Any] = NOTHING) -> int:
@@ -129,6 +149,27 @@ def least_dim(name: str, options: Mapping[str, Any] = NOTHING) -> int:
         return 1
     own = max(dim for dim, _ in matryoshka_dims(options)) if name == MATRYOSHKA else 1
     return max(own, *(least_dim(a.name, a.options) for a in inner_losses(name, options)))
+
+
+def check_width(name: str, options: Mapping[str, Any], embedding_dim: int) -> None:
+    """Refuse embeddings that are too narrow for a loss.
+
+    Raises:
+        ConfigError: for `dims` of a `MatryoshkaLoss` beyond the width.
+    """
+    if name not in WRAPPERS:
+        return
+    if name == MATRYOSHKA:
+        dims = [dim for dim, _ in matryoshka_dims(options)]
+        if dims[0] > embedding_dim:
+            raise ConfigError(
+                f"loss_options.dims: {dims[0]}, but the model's embeddings have only "
+                f"{embedding_dim} dimensions"
+            )
+        embedding_dim = dims[-1]  # the narrowest that the loss inside is built for
+    for asked in inner_losses(name, options):
+        with within(asked.where):
+            check_width(asked.name, asked.options, embedding_dim)
 
 
 def build_loss(
@@ -200,12 +241,8 @@ def _matryoshka(
     miner_options: Mapping[str, Any],
 ) -> StepLoss:
     (asked,) = inner_losses(MATRYOSHKA, options)
+    check_width(MATRYOSHKA, options, embedding_dim)
     dims, weights = zip(*matryoshka_dims(options), strict=True)
-    if dims[0] > embedding_dim:
-        raise ConfigError(
-            f"loss_options.dims: {dims[0]}, but the model's embeddings have only {embedding_dim} "
-            "dimensions"
-        )
     with within(asked.where):
         losses = [
             _build(asked.name, asked.options, dim, n_groups, miner, miner_options) for dim in dims
@@ -241,5 +278,5 @@ def _own_loss(name: str, options: Mapping[str, Any]) -> StepLoss:
             raise ConfigError(f"loss_options.{option}: {name} has no such option.{hint}")
     try:
         return OWN_LOSSES[name](**options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"loss_options do not fit {name}: {error}") from None

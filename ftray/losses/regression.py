@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ftray.errors import ConfigError, DataError
 from ftray.losses.base import LossInputs, Needs, Shard, StepLoss
+from ftray.losses.values import is_finite
 
 __all__ = ["CosineSimilarityLoss"]
 
@@ -78,9 +79,7 @@ class CosineSimilarityLoss(StepLoss):
 
 
 def _checked_range(given: Sequence[float]) -> tuple[float, float]:
-    numbers = isinstance(given, list | tuple) and all(
-        isinstance(end, int | float) and math.isfinite(end) for end in given
-    )
+    numbers = isinstance(given, list | tuple) and all(map(is_finite, given))
     if not numbers or len(given) != 2 or not given[0] < given[1]:
         raise ConfigError(
             f"loss_options.score_range = {given!r}: two numbers, the smaller one first, as in "

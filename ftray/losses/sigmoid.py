@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ftray.errors import ConfigError
 from ftray.losses.base import LossInputs, Needs, Shard, StepLoss
 from ftray.losses.contrastive import pairs_that_share_text
+from ftray.losses.values import checked_bool, checked_number, checked_positive
 
 __all__ = ["SigLIPLoss"]
 
@@ -34,7 +34,7 @@ class SigLIPLoss(StepLoss):
         learnable: whether both are trained.
 
     Raises:
-        ConfigError: for a temperature that is not positive.
+        ConfigError: for a temperature that is not a positive number, or another wrong value.
     """
 
     needs: Needs = "pairs"
@@ -44,11 +44,10 @@ class SigLIPLoss(StepLoss):
         self, temperature: float = 0.1, bias: float = -10.0, learnable: bool = True
     ) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ConfigError(f"loss_options.temperature = {temperature}: a positive number")
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
-        self.bias = nn.Parameter(torch.tensor(float(bias)))
-        self.requires_grad_(learnable)
+        start = -math.log(checked_positive("loss_options.temperature", temperature))
+        self.log_scale = nn.Parameter(torch.tensor(start))
+        self.bias = nn.Parameter(torch.tensor(checked_number("loss_options.bias", bias)))
+        self.requires_grad_(checked_bool("loss_options.learnable", learnable))
 
     def forward(self, embeddings: Tensor, inputs: LossInputs, shard: Shard) -> Tensor:
         """The rank's part of the loss; the sum over ranks is that of all terms, by B."""

@@ -92,6 +92,10 @@ class _Wrapper(StepLoss):
         for loss in self._inner:
             loss.check_scores(low, high, source)
 
+    def widest_margin(self, *, unit_length: bool = False) -> float:
+        """The least of those of the losses."""
+        return min(loss.widest_margin(unit_length=unit_length) for loss in self._inner)
+
     def after_step(self) -> None:
         """Keep the parameters of each loss in their range."""
         for loss in self._inner:
@@ -135,6 +139,10 @@ class MatryoshkaLoss(_Wrapper):
             short = functional.normalize(embeddings[:, :dim], dim=-1)
             total = total + weight * self._share(loss, short, inputs, shard)
         return total
+
+    def widest_margin(self, *, unit_length: bool = False) -> float:
+        """Embeddings have length 1 here."""
+        return super().widest_margin(unit_length=True)
 
     def _marks(self) -> Sequence[int]:
         return self.dims

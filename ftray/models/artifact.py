@@ -13,13 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ftray.errors import ModelError
+from ftray.errors import FtrayError, ModelError
 from ftray.models.base import Encoder
+from ftray.models.catalogue import ALIASES, MODELS, SCRATCH
 from ftray.models.kinds import FACTS
 from ftray.models.lora import merged, save_adapters
+from ftray.models.registry import locate_model
 from ftray.record.storage import Storage
 
-__all__ = ["FOLDER", "save_encoder", "write_artifact"]
+__all__ = ["FOLDER", "public_name", "save_encoder", "write_artifact"]
 
 FOLDER = "artifact"
 
@@ -30,20 +32,41 @@ def save_encoder(encoder: Encoder, folder: Path, facts: Mapping[str, Any] | None
     Args:
         encoder: the weights to keep.
         folder: where to.
-        facts: what `ftray.json` says of their origin.
+        facts: what `ftray.json` says of their origin. Adapters belong to `began_with`, else to
+            `base_model`, else to the model of the encoder's name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with merged(encoder):
         own = encoder.save(folder)
     if encoder.adapters:
-        save_adapters(encoder, folder, base=str((facts or {}).get("base_model", encoder.name)))
+        known = {"base_model": encoder.name, **(facts or {})}
+        base = known.get("began_with") or public_name(str(known["base_model"]))
+        save_adapters(encoder, folder, base=str(base))
     if head := encoder.save_head(folder):
         own["head"] = head
     if encoder.caveat:
         own["note"] = encoder.caveat
-    known = {"kind": encoder.kind, **own, "fingerprint": _fingerprint(folder)}
-    text = json.dumps({"format": 1, **known, **(facts or {})}, indent=2)
+    made = {"kind": encoder.kind, **own, "fingerprint": _fingerprint(folder)}
+    text = json.dumps({"format": 1, **made, **(facts or {})}, indent=2)
     (folder / FACTS).write_text(text, encoding="utf-8")
+
+
+def public_name(name: str, place: str | None = None) -> str:
+    """What a model's weights can be loaded by outside of ftray: a hub id, else where they are.
+
+    Args:
+        name: what the user called the model.
+        place: where the weights are; None = where the name says.
+    """
+    try:
+        named = locate_model(name)
+    except FtrayError:
+        return place or name
+    folder = name not in MODELS and Path(name).expanduser().is_dir()
+    known = None if folder else MODELS.get(ALIASES.get(name, name))
+    if known is not None and known.hub_id is not None and place in (None, named):
+        return known.hub_id
+    return (place or named).removeprefix(SCRATCH)
 
 
 def _fingerprint(folder: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -69,6 +69,7 @@ class Encoder(nn.Module, ABC):
         not_packed: why texts are not packed (`ftray.models.packing`); "" where they can be.
         heads: a linear layer behind `encode` for each of `branches`; empty without a head.
         at_rest: modules that stay in evaluation mode, as all their weights are frozen.
+        unused: modules that no embedding depends on; they are never trained.
     """
 
     kind: ClassVar[str]
@@ -84,6 +85,7 @@ class Encoder(nn.Module, ABC):
         self.adapters = []
         self.heads = nn.ModuleDict()
         self.at_rest: list[nn.Module] = []
+        self.unused: list[nn.Module] = []
 
     @property
     @abstractmethod
@@ -102,6 +104,21 @@ class Encoder(nn.Module, ABC):
     def backbones(self) -> dict[str, nn.Module]:
         """The models of transformers in it, by a name; that of the only one is ""."""
         return {}
+
+    @property
+    def static_embeddings(self) -> list[nn.Module]:
+        """Embeddings of tokens that stand where others have a model of transformers."""
+        return []
+
+    def leave_unused(self, modules: Iterable[nn.Module | None]) -> None:
+        """Freeze modules that no embedding depends on, such as a pooler that is passed over.
+
+        They stay in the artifact as they are. To the optimizer, to whoever counts what is trained,
+        and to a check that anything is, they would else be weights like others.
+        """
+        self.unused = [module for module in modules if module is not None]
+        for module in self.unused:
+            module.requires_grad_(False)
 
     @property
     def trained_parts(self) -> tuple[Encoder, ...]:

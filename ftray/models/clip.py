@@ -120,6 +120,8 @@ class ClipEncoder(Encoder):
         self._limit = self._limited(max_length)
         self._tokenizer.model_max_length = self._limit  # the artifact keeps it
         self._whole_length = model.config.model_type in LAST_TOKEN
+        if self._whole_length:
+            self.not_packed = f"it takes them padded to {self._limit} tokens"
         self._frozen_towers = tuple(frozen)
         self._frozen = [
             part

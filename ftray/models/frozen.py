@@ -18,24 +18,21 @@ from ftray.media import Content, Media, reference
 from ftray.models.base import BRANCH, KEPT, Draws, Encoder, Features, Item, joined
 from ftray.models.layout import Layout
 
-__all__ = ["KeptFeatures", "KnowingEncoder", "key_of"]
+__all__ = ["KeptFeatures", "KnowingEncoder"]
 
 COST = 1
 """What a thing costs whose features are kept, beside the length of a text."""
 
 
-def key_of(item: Item) -> bytes:
-    """A hash of role and content, which holds no text and no file in memory."""
-    role, content = item
-    if isinstance(content, Media):
-        content = reference(content.modality, content.address)
-    return hashlib.blake2b(f"{role}\0{content}".encode(), digest_size=16).digest()
-
-
 class KeptFeatures:
-    """Features of things, for each branch of an encoder in a table of its own."""
+    """Features of things, for each branch of an encoder in a table of its own.
 
-    def __init__(self) -> None:
+    Args:
+        roles_differ: whether the encoder makes another thing of the same thing in another role.
+    """
+
+    def __init__(self, *, roles_differ: bool) -> None:
+        self._roles_differ = roles_differ
         self._rows: dict[bytes, int] = {}
         self._tables: dict[str, Tensor] = {}
 
@@ -43,7 +40,15 @@ class KeptFeatures:
         return len(self._rows)
 
     def __contains__(self, item: Item) -> bool:
-        return key_of(item) in self._rows
+        return self.key(item) in self._rows
+
+    def key(self, item: Item) -> bytes:
+        """A hash of the content, and of a role that matters; it holds no text and no file."""
+        role, content = item
+        if isinstance(content, Media):
+            content = reference(content.modality, content.address)
+        role = role if self._roles_differ else ""
+        return hashlib.blake2b(f"{role}\0{content}".encode(), digest_size=16).digest()
 
     @property
     def size(self) -> int:
@@ -52,12 +57,12 @@ class KeptFeatures:
 
     def add(self, branch: str, items: Sequence[Item], features: Tensor) -> None:
         """Take the features `(n, F)` of things of one branch, on the CPU; once for each branch."""
-        self._rows.update({key_of(item): row for row, item in enumerate(items)})
+        self._rows.update({self.key(item): row for row, item in enumerate(items)})
         self._tables[branch] = features
 
     def of(self, branch: str, items: Sequence[Item]) -> Tensor:
         """The features of things that are there, `(n, F)`."""
-        rows = [self._rows[key_of(item)] for item in items]
+        rows = [self._rows[self.key(item)] for item in items]
         return self._tables[branch][torch.tensor(rows, dtype=torch.long)]
 
 

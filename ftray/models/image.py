@@ -145,6 +145,8 @@ class ImageEncoder(Encoder):
             pooling = self._own_pooling(example, pooler_is_trained)
         elif pooling == "pooler" and not pooler_is_trained:
             raise self._no_pooling("pooler", "has no trained pooler")
+        if pooling != "pooler":
+            self.leave_unused([getattr(model, "pooler", None)])
         self.options = options.model_copy(update={"pooling": pooling})
         self.pooling = GeM(options.pooling_p) if pooling == "gem" else None
         self._dim = int(self._pooled(example).shape[1])

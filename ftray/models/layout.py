@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-__all__ = ["Forward", "Layout", "cut_by_length", "forwards_of"]
+__all__ = ["Forward", "Layout", "cut_by_length", "forwards_of", "in_rows"]
 
 Layout = Literal["auto", "padded", "bucketed", "packed"]
 
@@ -84,12 +84,12 @@ def forwards_of(lengths: Sequence[int], layout: Layout) -> list[Forward]:
     found = [] if layout == "packed" else [buckets]
     for width in sorted({*ROW_WIDTHS, longest}):
         if width >= longest or layout == "auto":
-            found.append(_packed(lengths, width))
+            found.append(in_rows(lengths, width))
     return min(found, key=lambda forwards: sum(forward.cost for forward in forwards))
 
 
-def _packed(lengths: Sequence[int], width: int) -> list[Forward]:
-    """Texts up to a width in rows of it, the longer ones in buckets."""
+def in_rows(lengths: Sequence[int], width: int) -> list[Forward]:
+    """Texts up to a width in packed rows of it, the longer ones in buckets."""
     short = [i for i, length in enumerate(lengths) if length <= width]
     long = [i for i, length in enumerate(lengths) if length > width]
     forwards = [

@@ -11,7 +11,7 @@ import yaml
 from ftray.errors import StorageError
 from ftray.record.storage import Storage
 
-__all__ = ["read_licence"]
+__all__ = ["CARD", "read_card", "read_licence"]
 
 CARD = "README.md"
 FACTS = "ftray.json"
@@ -30,19 +30,30 @@ def read_licence(place: str) -> tuple[str | None, str]:
         The licence, None where it is not known, and one sentence; the sentence is empty for a hub
         id whose card is not in the cache (yet).
     """
-    if "://" in place or os.path.isdir(place):
-        card = _read(place, CARD)
-        licence = _carried_on(_read(place, FACTS)) or _in_front_matter(card or "")
-    else:
-        card = _cached_card(place)
-        if card is None:
-            return None, ""
-        licence = _in_front_matter(card)
+    card = read_card(place)
+    licence = _in_front_matter(card or "")
+    if _is_folder(place):
+        licence = _carried_on(_read(place, FACTS)) or licence
+    elif card is None:
+        return None, ""
     if licence is not None:
         return licence, f"The base model's licence: {licence}"
     if card is None:
         return None, "The base model's licence is not known: it comes without a card"
     return None, "The base model's licence is not stated in its card"
+
+
+def read_card(place: str) -> str | None:
+    """The card of a model, None where there is none; of a hub id, none that is not in the cache.
+
+    Args:
+        place: what `locate_model` gives.
+    """
+    return _read(place, CARD) if _is_folder(place) else _cached_card(place)
+
+
+def _is_folder(place: str) -> bool:
+    return "://" in place or os.path.isdir(place)
 
 
 def _read(folder: str, name: str) -> str | None:

@@ -11,14 +11,21 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from torch import Tensor, nn
 
 from ftray.errors import ConfigError, nearest
@@ -36,6 +43,8 @@ _BASE = "base_model.model."
 """How peft begins the names of weights in the files of an adapter."""
 _NOT_SCALED = (".lora_A.", ".lora_embedding_B.")
 """Of the two factors, those that do not begin as zero (of embeddings, peft begins with A = 0)."""
+
+_ADAPTABLE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 
 Names = list[str] | str | None
 
@@ -80,6 +89,54 @@ class LoraOptions(BaseModel):
         if isinstance(value, bool):
             raise ValueError("a number is expected, not yes or no")
         return value
+
+    @field_validator("target_modules", "layers_to_transform")
+    @classmethod
+    def _something(cls, value: Any) -> Any:
+        if value == []:
+            raise ValueError("nothing is chosen; left out, all that is usual is")
+        return value
+
+    @field_validator("target_modules", "exclude_modules", "layers_pattern")
+    @classmethod
+    def _expression(cls, value: Names, info: ValidationInfo) -> Names:
+        names = [value] if isinstance(value, str) else value or []
+        for name in names if isinstance(value, str) or info.field_name == "layers_pattern" else ():
+            _check_expression(name)
+        return value
+
+    @field_validator("rank_pattern", "alpha_pattern")
+    @classmethod
+    def _of_layers(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, number in value.items():
+            _check_expression(name)
+            if number <= 0:
+                raise ValueError(f"more than 0 is expected for '{name}'")
+        return value
+
+    @field_validator("layers_to_transform")
+    @classmethod
+    def _beside_names(cls, value: Any, info: ValidationInfo) -> Any:
+        target = info.data.get("target_modules")
+        if value is not None and isinstance(target, str):
+            raise ValueError(
+                f"it goes with a list of names, and target_modules is the text '{target}'"
+            )
+        return value
+
+    @field_validator("layers_pattern")
+    @classmethod
+    def _beside_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        if value and info.data.get("layers_to_transform") is None:
+            raise ValueError("it says where the layers of layers_to_transform are, which is left out")
+        return value
+
+
+def _check_expression(text: str) -> None:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"'{text}' is no regular expression: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -132,7 +189,8 @@ def check_lora(options: Mapping[str, Any], kind: str | None, model: str) -> Lora
 def add_adapters(encoder: Encoder, options: Mapping[str, Any], seed: int) -> None:
     """Put adapters into an encoder, in place; the weights of its models of transformers freeze.
 
-    What is frozen already gets no adapters.
+    What is frozen already gets no adapters. Embeddings of tokens that stand in the place of a model
+    of transformers, as in a static tower for queries, can have none, and freeze with the rest.
 
     Args:
         encoder: before training.
@@ -140,13 +198,18 @@ def add_adapters(encoder: Encoder, options: Mapping[str, Any], seed: int) -> Non
         seed: of the adapters' weights.
 
     Raises:
-        ConfigError: as `check_lora`, and for layers that the model does not have.
+        ConfigError: as `check_lora`, and for layers that the model does not have, whatever option
+            names them.
     """
     chosen = check_lora(options, encoder.kind, encoder.name)
+    backbones = [each for part in encoder.trained_parts for each in part.backbones.values()]
+    _check_layers(chosen, backbones, encoder.name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for part in encoder.trained_parts:
             check_lora(options, part.kind, part.name)
+            for module in part.static_embeddings:
+                module.requires_grad_(False)
             part.adapters = [
                 _added(name, backbone, chosen, part.name)
                 for name, backbone in part.backbones.items()
@@ -154,21 +217,77 @@ def add_adapters(encoder: Encoder, options: Mapping[str, Any], seed: int) -> Non
             ]
     if not any(part.adapters for part in encoder.trained_parts):
         raise ConfigError(f"lora: nothing of '{encoder.name}' could be given adapters")
+    _check_used(chosen, backbones, encoder.name)
+
+
+def _check_layers(options: LoraOptions, backbones: list[nn.Module], model: str) -> None:
+    """Refuse layers to exclude and numbers of layers that there are not, which peft passes over.
+
+    Numbers are found as peft finds them: the first in the name of a layer.
+    """
+    modules = [pair for backbone in backbones for pair in backbone.named_modules()]
+    layers = [path for path, module in modules if _is_adaptable(module)]
+    for pattern, name in _excluded_by_user(options):
+        if not any(re.fullmatch(pattern, path) for path in layers):
+            raise ConfigError(
+                f"lora.exclude_modules: '{model}' has no layer '{name}' that could have adapters."
+                f"{nearest(name, _ends(layers))}"
+            )
+    wanted = options.layers_to_transform
+    if wanted is None:
+        return
+    paths = [path for path, _ in modules]
+    given = options.layers_pattern or r"[^.]*"
+    starts = [rf"(?:.*?\.)?{name}" for name in ([given] if isinstance(given, str) else given)]
+    found = (re.match(rf"{start}\.(\d+)\.", path) for start in starts for path in paths)
+    numbers = sorted({int(match[1]) for match in found if match})
+    if not numbers:
+        lists = {path.split(".")[-2] for path in paths if re.search(r"[^.]\.\d+$", path)}
+        near = nearest(given, lists) if isinstance(given, str) else ""
+        raise ConfigError(f"lora.layers_pattern = {given!r}: '{model}' has no such layers.{near}")
+    for number in [wanted] if isinstance(wanted, int) else wanted:
+        if number not in numbers:
+            raise ConfigError(
+                f"lora.layers_to_transform: '{model}' has no layer {number}, but those from "
+                f"{numbers[0]} to {numbers[-1]}"
+            )
+
+
+def _check_used(options: LoraOptions, backbones: list[nn.Module], model: str) -> None:
+    """Refuse names that no layer with adapters has, which peft passes over."""
+    from peft.tuners.lora import LoraLayer
+
+    modules = [pair for backbone in backbones for pair in backbone.named_modules()]
+    adapted = [path for path, module in modules if isinstance(module, LoraLayer)]
+    for option in ("rank_pattern", "alpha_pattern"):
+        for name in getattr(options, option):
+            if not any(re.match(rf"(.*\.)?({name})$", path) for path in adapted):  # peft's rule
+                near = nearest(name, _ends(adapted))
+                raise ConfigError(
+                    f"lora.{option}: no layer of '{model}' that has adapters is called '{name}'."
+                    f"{near}"
+                )
+
+
+def _is_adaptable(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, (*_ADAPTABLE, Conv1D))
+
+
+def _ends(paths: Iterable[str]) -> set[str]:
+    """The last words of names of layers."""
+    return {end for path in paths if not (end := path.rsplit(".", 1)[-1]).isdecimal()}
 
 
 def _added(name: str, backbone: nn.Module, options: LoraOptions, model: str) -> Adapter:
     from peft import LoraConfig, inject_adapter_in_model
 
-    names = [path for path, _ in backbone.named_modules() if path]
-    given = options.model_dump()
-    config = LoraConfig(
-        **given
-        | {
-            "target_modules": _targets(options, backbone, names, model),
-            "exclude_modules": _excluded(options, backbone),
-        }
-    )
+    excluded = _excluded(options, backbone)
+    targets = _targets(options, backbone, excluded, model)
+    given = options.model_dump() | {"target_modules": targets, "exclude_modules": excluded}
     try:
+        config = LoraConfig(**given)
         inject_adapter_in_model(config, backbone, _NAME)
     except ValueError as error:
         reason = str(error).strip().splitlines()[0]
@@ -176,23 +295,65 @@ def _added(name: str, backbone: nn.Module, options: LoraOptions, model: str) -> 
     return Adapter(name, backbone, config)
 
 
-def _targets(options: LoraOptions, backbone: Any, names: list[str], model: str) -> Names:
-    """The layers that get adapters, as peft takes them; every name is one of a layer."""
-    if options.target_modules is None:
+def _targets(
+    options: LoraOptions, backbone: Any, excluded: str | None, model: str
+) -> list[str] | str:
+    """The layers that get adapters, as peft takes them; every name is one of a layer.
+
+    Args:
+        options: as the user gave them.
+        backbone: before there are adapters.
+        excluded: a regular expression of what gets none.
+        model: what the user called it.
+    """
+    targets = options.target_modules
+    if targets is None:
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
-        known: dict[str, Names] = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-        return known.get(backbone.config.model_type, "all-linear")
-    if isinstance(options.target_modules, list):
-        for target in options.target_modules:
-            if not any(path == target or path.endswith(f".{target}") for path in names):
-                ends = {path.rsplit(".", 1)[-1] for path in names} - {""}
-                layers = {end for end in ends if not end.isdecimal()}
+        known: dict[str, list[str] | str] = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+        targets = known.get(backbone.config.model_type, "all-linear")
+        if isinstance(targets, str) and options.layers_to_transform is not None:
+            raise ConfigError(
+                f"lora.layers_to_transform goes with a list of names, and of '{model}' all linear "
+                "layers get adapters: give target_modules besides"
+            )
+        return targets
+    if targets == "all-linear":
+        return targets
+    modules = {path: module for path, module in backbone.named_modules() if path}
+    layers = _ends(path for path, module in modules.items() if _is_adaptable(module))
+    for target in [targets] if isinstance(targets, str) else targets:
+        pattern = target if isinstance(targets, str) else _end_of(target)
+        meant = [path for path in modules if re.fullmatch(pattern, path)]
+        if not meant:
+            what = "layer" if isinstance(targets, list) else "layer whose whole name is like"
+            raise ConfigError(
+                f"lora.target_modules: '{model}' has no {what} '{target}'.{nearest(target, layers)}"
+            )
+        for path in meant:
+            is_out = excluded is not None and re.fullmatch(excluded, path)
+            if not is_out and not _is_adaptable(modules[path]):
                 raise ConfigError(
-                    f"lora.target_modules: '{model}' has no layer '{target}'."
-                    f"{nearest(target, layers)}"
+                    f"lora.target_modules: '{target}' is {path} of '{model}', a "
+                    f"{type(modules[path]).__name__}, which can have no adapters: name linear "
+                    f"layers, convolutions or embeddings.{nearest(target, layers)}"
                 )
-    return options.target_modules
+    return targets
+
+
+def _end_of(name: str) -> str:
+    """A regular expression of the layers whose names end so."""
+    return rf"(?:.*\.)?{re.escape(name)}"
+
+
+def _excluded_by_user(options: LoraOptions) -> Iterator[tuple[str, str]]:
+    """Regular expressions of what is to get no adapters, each with what the user wrote."""
+    names = options.exclude_modules
+    if isinstance(names, str):
+        yield names, names
+        return
+    for name in names or ():
+        yield _end_of(name), name
 
 
 def _excluded(options: LoraOptions, backbone: nn.Module) -> str | None:
@@ -201,11 +362,7 @@ def _excluded(options: LoraOptions, backbone: nn.Module) -> str | None:
     Besides what the user names: frozen modules, and the parts of torch's attention, which uses
     their weights and never calls them, so that adapters would not be trained.
     """
-    patterns: list[str] = []
-    if isinstance(options.exclude_modules, str):
-        patterns.append(options.exclude_modules)
-    else:
-        patterns += [rf"(?:.*\.)?{re.escape(name)}" for name in options.exclude_modules or ()]
+    patterns = [pattern for pattern, _ in _excluded_by_user(options)]
     for path, module in backbone.named_modules():
         weights = list(module.parameters())
         frozen = weights and not any(parameter.requires_grad for parameter in weights)

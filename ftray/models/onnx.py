@@ -11,16 +11,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ftray.errors import ModelError
+from ftray.errors import ConfigError, ModelError
 from ftray.media import Content
 from ftray.models.base import Draws, Encoder, Features, Item
 from ftray.models.layout import Layout
-from ftray.models.registry import load_encoder, locate_model
+from ftray.models.registry import check_options, load_encoder, locate_model
 from ftray.record.storage import Storage
 
 __all__ = ["EMBEDDING", "FOLDER", "GraphSession", "OnnxEncoder", "Sessions"]
 __all__ += ["graph_of", "load_onnx"]
 
+CUDA = "CUDAExecutionProvider"
 FOLDER = "onnx"
 EMBEDDING = "sentence_embedding"
 """The output that holds the embeddings, `(n, D)`, also of images."""
@@ -37,12 +38,14 @@ def load_onnx(
 
     Args:
         name: of the folder, or its URI.
-        device: "cuda" where onnxruntime has its provider; else the CPU computes.
+        device: "cuda" or "cpu"; "auto" is the GPU where there is one, and onnxruntime can use it.
         max_length: longest text in tokens; None keeps the model's own limit.
-        options: of the model.
+        options: of the model: `prompts` alone, all else is in the graphs.
 
     Raises:
-        ModelError: if there are no graphs, they cannot be read, or onnxruntime is missing.
+        ModelError: if there are no graphs, they cannot be read, onnxruntime is missing, or it
+            cannot use the GPU that is asked for.
+        ConfigError: for options that the graphs would not follow.
     """
     place = locate_model(name)
     if "://" in place:
@@ -64,11 +67,32 @@ def _load(
             f"'{name}' holds no ONNX graphs (onnx/*.onnx). A fit with to_onnx=True writes them, "
             f"and so does: ftray export {name} -o FOLDER"
         )
-    kind = torch.device(device).type
+    _check_options(name, place, options or {})
+    kind = _device_for(device)
     sessions = {file.stem: GraphSession(file, kind) for file in files}
     return OnnxEncoder(
         load_encoder(place, max_length=max_length, options=options, called=name), sessions
     )
+
+
+def _check_options(name: str, place: str, options: Mapping[str, Any]) -> None:
+    """Refuse what would be ignored: a graph holds all that comes after the tokenizer."""
+    check_options(name, place, options)
+    for option in options:
+        if option != "prompts":
+            raise ConfigError(
+                f"model_options.{option}: '{name}' is loaded as ONNX, and its graphs were made "
+                "without it; prompts alone can be given. Leave it out, or load the weights "
+                "(is_onnx=False)"
+            )
+
+
+def _device_for(device: torch.device | str) -> str:
+    """Where to compute; "auto" is the GPU if both torch and onnxruntime have it."""
+    if device != "auto":
+        return torch.device(device).type
+    has_gpu = torch.cuda.is_available() and CUDA in _onnxruntime().get_available_providers()
+    return "cuda" if has_gpu else "cpu"
 
 
 class GraphSession:
@@ -76,10 +100,10 @@ class GraphSession:
 
     Args:
         file: of the graph.
-        device: "cuda" where onnxruntime has its provider; else the CPU computes.
+        device: "cpu" or "cuda".
 
     Raises:
-        ModelError: if onnxruntime is missing, or the file is not one that it can read.
+        ModelError: if onnxruntime is missing, cannot use the device, or cannot read the file.
     """
 
     def __init__(self, file: Path, device: str = "cpu") -> None:
@@ -102,25 +126,40 @@ Sessions = Mapping[str, GraphSession]
 """The graphs of a model, by the names of their files."""
 
 
-def _session(file: Path, device: str) -> Any:
+def _onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError:
         raise ModelError(
             "ONNX needs onnxruntime, not installed here: pip install 'ftray[onnx]'"
         ) from None
+    return onnxruntime
+
+
+def _session(file: Path, device: str) -> Any:
+    onnxruntime = _onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     # as many threads as torch has: whoever limits these means the process
     options.intra_op_num_threads = torch.get_num_threads()
-    wanted = ("CUDAExecutionProvider",) if device == "cuda" else ()
     there = onnxruntime.get_available_providers()
-    providers = [*(each for each in wanted if each in there), "CPUExecutionProvider"]
+    if device == "cuda" and CUDA not in there:
+        raise ModelError(
+            "device = 'cuda': the onnxruntime that is installed here computes on the CPU alone. "
+            "Install onnxruntime-gpu in its place, or give device = 'cpu'"
+        )
+    providers = [*([CUDA] if device == "cuda" else []), "CPUExecutionProvider"]
     try:
-        return onnxruntime.InferenceSession(str(file), options, providers=providers)
+        session = onnxruntime.InferenceSession(str(file), options, providers=providers)
     except Exception as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"'{file}' is no ONNX graph that can be run: {said}") from error
+    if device == "cuda" and CUDA not in session.get_providers():  # it goes on with the CPU
+        raise ModelError(
+            "device = 'cuda': onnxruntime cannot use the GPU here (its libraries of CUDA or cuDNN "
+            "do not load); give device = 'cpu'"
+        )
+    return session
 
 
 def graph_of(encoder: Encoder, inputs: Mapping[str, Any], graphs: Sessions) -> str:

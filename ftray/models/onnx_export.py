@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,14 @@ from torch import Tensor, nn
 
 from ftray.errors import ModelError, StorageError
 from ftray.media import Content, Media
-from ftray.models.artifact import save_encoder
+from ftray.models.artifact import public_name, save_encoder
 from ftray.models.base import Encoder
 from ftray.models.kinds import FACTS, kind_of
-from ftray.models.licence import CARD
+from ftray.models.licence import CARD, read_card, read_licence
 from ftray.models.onnx import EMBEDDING, FOLDER, GraphSession, graph_of
-from ftray.models.registry import load_encoder
+from ftray.models.registry import load_encoder, locate_model
 from ftray.models.selection import OneTower
+from ftray.record.storage import Storage
 
 __all__ = ["TOLERANCE", "check_exportable", "check_kind", "export_folder", "write_onnx"]
 
@@ -52,6 +53,11 @@ NOT_EXPORTED = {
     "module": "ftray does not know its inputs. torch.onnx.export(module, inputs) does it for "
     "inputs that you give",
 }
+ORIGIN = (
+    *("base_model", "began_with", "license", "run", "parent", "metrics", "global_step"),
+    *("weights", "best", "ftray"),
+)
+"""What the `ftray.json` of an artifact says that is true of its graphs as well."""
 _AXES = {0: "batch_size", 1: "sequence_length"}
 """Optimum's names, which sentence-transformers reads ONNX files with."""
 
@@ -79,6 +85,15 @@ class _Forward:
 
     tensors: dict[str, Tensor]
     fixed: dict[str, Any] = field(default_factory=dict)
+
+    def is_same(self, other: _Forward) -> bool:
+        """Whether another would give the same embeddings."""
+        mine, theirs = self.tensors, other.tensors
+        return (
+            self.fixed == other.fixed
+            and mine.keys() == theirs.keys()
+            and all(torch.equal(mine[name], theirs[name]) for name in mine)
+        )
 
 
 def check_kind(kind: str | None, name: str) -> None:
@@ -126,32 +141,57 @@ def write_onnx(model: Encoder | str, folder: Path) -> list[Path]:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise StorageError(f"'{folder}' exists already; nothing is overwritten")
-    encoder = load_encoder(model) if isinstance(model, str) else model
-    encoder = encoder.whole if isinstance(encoder, OneTower) else encoder
-    check_exportable(encoder)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".ftray-", dir=folder.parent) as made:
-            place = Path(made, "model")
-            save_encoder(encoder, place, _origin(encoder, model))
-            if isinstance(model, str) and Path(model, CARD).is_file():
-                shutil.copy(Path(model, CARD), place / CARD)
-            files = export_folder(place, encoder.name)
-            if folder.exists():
-                folder.rmdir()
-            os.replace(place, folder)
-    except OSError as error:
-        raise StorageError(f"'{folder}' cannot be written: {error.strerror or error}") from None
+    with _read(model) as (encoder, place):
+        check_exportable(encoder)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".ftray-", dir=folder.parent) as made:
+                target = Path(made, "model")
+                _take_along(place, target)
+                save_encoder(encoder, target, _origin(encoder.name, place))
+                files = export_folder(target, encoder.name)
+                if folder.exists():
+                    folder.rmdir()
+                os.replace(target, folder)
+        except OSError as error:
+            raise StorageError(f"'{folder}' cannot be written: {error.strerror or error}") from None
     return [folder / FOLDER / file.name for file in files]
 
 
-def _origin(encoder: Encoder, model: Encoder | str) -> dict[str, Any]:
-    """What the model's own `ftray.json` says of where it comes from."""
+@contextmanager
+def _read(model: Encoder | str) -> Iterator[tuple[Encoder, str | None]]:
+    """A model, and the local folder or the hub id that it was read from; None for an object."""
     if not isinstance(model, str):
-        return {"base_model": encoder.name}
-    facts = kind_of(model)[1] if Path(model, FACTS).is_file() else {}
-    known = ("base_model", "license", "run", "run_id", "parent", "metrics", "global_step")
-    return {"base_model": model, **{name: facts[name] for name in known if name in facts}}
+        yield (model.whole if isinstance(model, OneTower) else model), None
+        return
+    place = locate_model(model)
+    with ExitStack() as copies:
+        if "://" in place:
+            place = str(copies.enter_context(Storage(place).local_copy("")))
+        yield load_encoder(place, called=model), place
+
+
+def _origin(name: str, place: str | None) -> dict[str, Any]:
+    """Where a model comes from: what its own `ftray.json` says, else its name and its licence."""
+    if place is None:
+        return {"base_model": name}
+    facts = kind_of(place)[1]
+    licence = read_licence(place)[0]
+    found = {"base_model": public_name(name), **({"license": licence} if licence else {})}
+    return found | {each: facts[each] for each in ORIGIN if each in facts}
+
+
+def _take_along(place: str | None, target: Path) -> None:
+    """Copy the model's card, and the adapters beside its merged weights."""
+    target.mkdir()
+    card = None if place is None else read_card(place)
+    if card is not None:
+        (target / CARD).write_text(card, encoding="utf-8")
+    if place is None or not Path(place, FACTS).is_file():
+        return
+    for file in Path(place).rglob("adapter_config.json"):
+        own = file.parent
+        shutil.copytree(own, target / own.relative_to(place), dirs_exist_ok=True)
 
 
 def export_folder(folder: Path, name: str) -> list[Path]:
@@ -222,11 +262,15 @@ def _forwards(encoder: Encoder, graph: Graph, count: int, words: int) -> Iterato
     """What goes through a graph for some things, one after the other."""
     things = _things(encoder, graph.modality, count, words)
     roles = (graph.role, "query", "document") if graph.hidden else (graph.role,)
+    seen: list[_Forward] = []
     for role in dict.fromkeys(roles):
         for inputs in encoder.collate([(role, thing) for thing in things], "padded").forwards:
             tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
             fixed = {name: value for name, value in inputs.items() if name not in tensors}
-            yield _Forward(tensors=tensors, fixed=fixed)
+            forward = _Forward(tensors=tensors, fixed=fixed)
+            if not any(forward.is_same(each) for each in seen):  # as without prompts
+                seen.append(forward)
+                yield forward
 
 
 def _things(encoder: Encoder, modality: str, count: int, words: int) -> list[Content]:

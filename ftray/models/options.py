@@ -272,7 +272,7 @@ def kept(
     Args:
         kind: of the model.
         facts: of its `ftray.json`; empty where there is none.
-        given: what the user asks for.
+        given: what the user asks for; "auto" asks for no change.
         name: what the user called the model.
         may_change: what another value does no harm to.
 
@@ -282,6 +282,7 @@ def kept(
     own = facts.get("options")
     if own is None:
         return checked(kind, dict(given), name)
+    given = {option: value for option, value in given.items() if value != "auto"}
     before, options = checked(kind, own, name), checked(kind, {**own, **given}, name)
     for option in given:
         if option not in may_change and getattr(options, option) != getattr(before, option):

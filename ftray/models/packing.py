@@ -9,17 +9,24 @@ loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ftray.errors import ModelError
+from ftray.models.base import Encoder
+from ftray.models.kinds import kind_of
 from ftray.models.layout import Forward, Layout
+from ftray.models.registry import locate_model
+from ftray.models.routes import local_type
 
-__all__ = ["EXACT", "PACKED", "TRIED", "Packer", "difference", "packed_embedding", "packer_of"]
+__all__ = ["EXACT", "PACKED", "Packer", "check_packable", "difference", "packed_embedding"]
+__all__ += ["packer_of", "refused", "tried"]
 
 EXACT = frozenset(
     {
@@ -39,6 +46,18 @@ TOLERANCE = 1e-4
 """Of embeddings of length one; float32 gives some 1e-7, a wrong position or mask more than 1e-2."""
 
 TRIED = ("a", "a card that was lost", "how long does it take until money arrives in my account?")
+
+
+def tried(path: Sequence[nn.Module]) -> tuple[str, ...]:
+    """The texts that packed rows are tried with.
+
+    Where layers look at a window of tokens alone, one of them is longer than that.
+
+    Args:
+        path: of a `SentenceTransformer`, the modules that a text goes through.
+    """
+    window = _window(getattr(path[0], "config", None))
+    return TRIED if window is None else (*TRIED, " ".join(map(str, range(window + 2))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +131,7 @@ def packer_of(path: Sequence[nn.Module], left: bool) -> Packer | str:
     if kind is None:
         return "its first module is no transformer"
     if kind not in EXACT:
-        return f"packed rows are not exact, or not known to be, for models of the type '{kind}'"
+        return _not_exact(kind)
     if getattr(config, "_attn_implementation", None) != "sdpa":
         return "its attention is not transformers' 'sdpa'"
     relative = getattr(config, "position_embedding_type", None) not in (None, "absolute")
@@ -122,6 +141,40 @@ def packer_of(path: Sequence[nn.Module], left: bool) -> Packer | str:
         return "it uses the states of all layers, or pads on the left"
     first = int(config.pad_token_id) + 1 if kind in FROM_PADDING else 0
     return Packer(first_position=first)
+
+
+def _not_exact(kind: str) -> str:
+    return f"packed rows are not exact, or not known to be, for models of the type '{kind}'"
+
+
+def refused(name: str, reason: str) -> ModelError:
+    """What `packing = 'packed'` gives where texts cannot be packed."""
+    return ModelError(
+        f"packing = 'packed', but '{name}' cannot be packed: {reason}. With packing: auto its "
+        "texts go in buckets"
+    )
+
+
+def check_packable(name: str, place: str, options: Mapping[str, Any]) -> None:
+    """Refuse packed rows as far as the files of a model tell that there can be none.
+
+    Args:
+        name: what the user called the model.
+        place: as `locate_model` gives it.
+        options: of the model.
+
+    Raises:
+        ModelError: with the reason.
+    """
+    kind, facts = kind_of(place)
+    if kind == "two-towers":
+        new = "options" not in facts
+        text = locate_model(options.get("text", "minilm")) if new else str(Path(place, "text"))
+        check_packable(name, text, {})
+    elif kind == "clip":
+        raise refused(name, Encoder.not_packed)
+    elif kind in ("text", None) and (made_of := local_type(place)) not in (None, *EXACT):
+        raise refused(name, _not_exact(str(made_of)))
 
 
 def packed_embedding(path: Sequence[nn.Module], inputs: dict[str, Any]) -> Tensor:
@@ -144,13 +197,20 @@ def packed_embedding(path: Sequence[nn.Module], inputs: dict[str, Any]) -> Tenso
     return embedding
 
 
+def _window(config: Any) -> int | None:
+    """How far tokens see in layers that do not see all; None where there are no such layers."""
+    if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
+        return None
+    return int(config.sliding_window)
+
+
 def _masks(part: Any, same: Tensor) -> Any:
     """Which tokens see each other, `(R, 1, T, T)`; by kind of layer, where there are two."""
-    layers = getattr(part.config, "layer_types", None)
-    if not layers or "sliding_attention" not in layers:
+    window = _window(part.config)
+    if window is None:
         return same
     steps = torch.arange(same.shape[-1], device=same.device)
-    near = (steps[:, None] - steps).abs() <= part.config.sliding_window
+    near = (steps[:, None] - steps).abs() <= window
     return {"full_attention": same, "sliding_attention": same & near}
 
 
@@ -158,7 +218,7 @@ def difference(embed: Callable[[Layout], Tensor]) -> str:
     """Try packed rows: what is wrong with them, or "".
 
     Args:
-        embed: embeddings of `TRIED` in a layout.
+        embed: embeddings of what is `tried` in a layout.
     """
     ways: tuple[Layout, Layout] = ("padded", "packed")
     try:

@@ -8,8 +8,9 @@ negative, drops half of what they say.
 Here the features of an item and channel are counted from their minimum over the positions where
 that is below zero, and from zero elsewhere: c + (mean of (x - c)^p)^(1/p), c = min(0, min x). So
 where the authors' is defined it is theirs; for features of any sign p = 1 is the mean, p towards
-infinity the maximum, and for p ≥ 1 it lies between. No gradient is larger than one: with respect
-to x it is ((x - c) / mean)^(p - 1) / n, at most n^(-1/p).
+infinity the maximum, and it lies between. p below 1 would be less than the mean, with gradients
+without bound; learnt there, it counts as 1. So no gradient with respect to x is larger than one: it
+is ((x - c) / mean)^(p - 1) / n, at most n^(-1/p).
 """
 
 from __future__ import annotations
@@ -19,8 +20,6 @@ from torch import Tensor, nn
 
 __all__ = ["GeM", "generalised_mean"]
 
-LEAST_P = 0.01
-"""A learnt exponent counts as no less."""
 LEAST_SHARE = 1e-12
 """Of the largest feature; less counts as this much, so that no power of it is infinite."""
 
@@ -56,7 +55,7 @@ def generalised_mean(features: Tensor, p: Tensor, mask: Tensor | None = None) ->
         `(n, D)`, in the type of the features.
     """
     dtype = torch.promote_types(features.dtype, torch.float32)
-    wide, exponent = features.to(dtype), p.to(dtype).clamp(min=LEAST_P)
+    wide, exponent = features.to(dtype), _at_least_one(p.to(dtype))
     real = torch.ones_like(wide[:, :, :1]) if mask is None else mask[:, :, None].to(dtype)
     hidden = real == 0
     count = real.sum(dim=1).clamp(min=1)
@@ -70,3 +69,8 @@ def generalised_mean(features: Tensor, p: Tensor, mask: Tensor | None = None) ->
     powers = shares.pow(exponent).masked_fill(hidden, 0).sum(dim=1) / count
     mean = torch.where(flat, torch.ones_like(powers), powers).pow(1 / exponent)
     return (least + largest * mean).to(features.dtype)
+
+
+def _at_least_one(p: Tensor) -> Tensor:
+    """The exponent that counts; below 1 its gradient is the one at 1, which may lead back up."""
+    return torch.where(p < 1, 1 + (p - p.detach()), p)

@@ -16,7 +16,7 @@ from torch import nn
 from ftray.errors import ModelError
 from ftray.models.kinds import kind_of
 
-__all__ = ["ROLES", "check_widths", "local_towers", "path_of", "takes_task"]
+__all__ = ["ROLES", "check_widths", "local_towers", "local_type", "path_of", "takes_task"]
 
 ROLES = ("query", "document")
 """The roles of texts; sentence-transformers calls them tasks."""
@@ -122,6 +122,21 @@ def _towers_of(place: str, asked: Mapping[str, str]) -> tuple[str, ...] | None:
     prompts, default = {**(config.get("prompts") or {}), **asked}, config.get("default_prompt_name")
     query, document = (prompts.get(role if role in prompts else default) or "" for role in ROLES)
     return ROLES if query != document else ()
+
+
+def local_type(place: str) -> str | None:
+    """transformers' `model_type` of a text model, told without loading it.
+
+    None where that takes the model itself: a hub id, a URI, a model with routes, or a damaged one.
+    """
+    folder = Path(place)
+    try:
+        modules = _json(folder / "modules.json") or [{}]
+        config = _json(folder / str(modules[0].get("path", "")) / "config.json") or {}
+        found = config.get("model_type")
+    except (ValueError, TypeError, KeyError, AttributeError):  # loading it will say what is wrong
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _json(file: Path) -> Any:

@@ -15,7 +15,10 @@ from ftray.models.base import Encoder
 from ftray.models.options import ModelOptions
 from ftray.models.request import Request, not_loaded
 
-__all__ = ["ScratchEncoder", "with_weights"]
+__all__ = ["KINDS", "ScratchEncoder", "with_weights"]
+
+KINDS = ("convnet", "mlp", "pointnet")
+"""Of `options.OPTIONS`: the kinds of models that are such nets."""
 
 WEIGHTS = "model.safetensors"
 

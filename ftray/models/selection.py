@@ -71,6 +71,8 @@ class OneTower(Encoder):
         self.modalities = tower_modalities(tower, whole.modalities)  # type: ignore[assignment]
         self._role = "" if tower in get_args(Modality) else tower
         self.couples_rows = whole.couples_rows
+        if "text" in self.modalities:
+            self.not_packed = whole.not_packed
 
     @property
     def kind(self) -> str:  # type: ignore[override]

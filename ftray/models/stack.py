@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ftray.errors import ConfigError
 from ftray.models.base import linear_head
-from ftray.models.options import TextOptions
+from ftray.models.options import LEARNT_P, TextOptions
 from ftray.models.pooling import GeM
 
 __all__ = ["GEM_NOTE", "OWN_MODULES", "GeMPooling", "changed", "has_gem", "insert_head"]
@@ -43,12 +43,13 @@ class GeMPooling(Pooling):  # type: ignore[misc]
         p: the exponent to begin with; it is learnt, and kept with the weights.
     """
 
-    config_keys = ["embedding_dimension", "include_prompt"]  # noqa: RUF012
+    config_keys = ["embedding_dimension", "include_prompt", "p"]  # noqa: RUF012
 
     def __init__(
-        self, embedding_dimension: int, include_prompt: bool = True, p: float = 3.0
+        self, embedding_dimension: int, include_prompt: bool = True, p: float = LEARNT_P
     ) -> None:
         super().__init__(embedding_dimension, "mean", include_prompt)
+        self.p = p
         self.gem = GeM(p)
 
     def _forward_padded(
@@ -103,7 +104,8 @@ def changed(model: SentenceTransformer, options: TextOptions, name: str) -> None
     """Carry out the options of a text model, in place.
 
     Raises:
-        ConfigError: for a pooling of a model that does not pool tokens.
+        ConfigError: for a pooling of a model that does not pool tokens, one that gives another
+            width than what follows it takes, or another exponent than a learnt one began with.
     """
     if options.prompts is not None:
         model.prompts = {**model.prompts, **options.prompts}
@@ -122,16 +124,49 @@ def changed(model: SentenceTransformer, options: TextOptions, name: str) -> None
         )
     for parent, key in places:
         before: Any = parent.get_submodule(key)
-        parent._modules[key] = _pooling(before, options)
+        made = _pooling(before, options, name)
+        _check_width(model, before, made, name)
+        parent._modules[key] = made
 
 
-def _pooling(before: Pooling, options: TextOptions) -> Pooling:
+def _pooling(before: Pooling, options: TextOptions, name: str) -> Pooling:
     width, with_prompt = before.embedding_dimension, before.include_prompt
     if options.pooling != "gem":
         return Pooling(width, options.pooling, with_prompt)
-    if isinstance(before, GeMPooling) and "pooling_p" not in options.model_fields_set:
-        return before  # its exponent has been learnt
-    return GeMPooling(width, with_prompt, options.pooling_p)
+    if not isinstance(before, GeMPooling):
+        return GeMPooling(width, with_prompt, options.pooling_p)
+    if "pooling_p" in options.model_fields_set and options.pooling_p != before.p:
+        raise ConfigError(
+            f"model_options.pooling_p = {options.pooling_p:g}: '{name}' was made with {before.p:g}, "
+            "which has been learnt since and cannot be changed"
+        )
+    return before
+
+
+def _check_width(model: nn.Module, before: Pooling, made: Pooling, name: str) -> None:
+    """Refuse a pooling of another width where what follows takes the one that was.
+
+    Several poolings side by side, as mean and maximum, are wider than one.
+    """
+    widths = [int(part.get_embedding_dimension()) for part in (before, made)]
+    if widths[0] == widths[1]:
+        return
+    for part in _followers(model, before):
+        if not isinstance(part, Normalize):
+            raise ConfigError(
+                f"model_options.pooling = '{made.pooling_mode}' gives {widths[1]} numbers, but the "
+                f"{type(part).__name__} that follows in '{name}' takes the {widths[0]} of its own "
+                "pooling"
+            )
+
+
+def _followers(model: nn.Module, part: nn.Module) -> Iterator[nn.Module]:
+    """What stands behind a module in the stacks that it is in."""
+    for stack in model.modules():
+        if isinstance(stack, nn.Sequential):
+            parts = list(stack)
+            places = [i for i, one in enumerate(parts) if part in set(one.modules())]
+            yield from parts[places[0] + 1 :] if places else ()
 
 
 def has_gem(model: SentenceTransformer) -> bool:

@@ -181,8 +181,16 @@ def frozen_names(encoder: Encoder, patterns: Sequence[str]) -> set[str]:
     return found
 
 
-def _near(pattern: str, names: Iterable[str]) -> str:
-    """What may have been meant, told by the first part of the pattern that is in no name."""
+def _near(pattern: str, names: Mapping[str, Iterable[str]]) -> str:
+    """What may have been meant: the end of a name; else told by the first part that is in none.
+
+    Args:
+        pattern: that nothing has.
+        names: of the weights, each with those of the modules that it is in.
+    """
+    end = f"*.{pattern}"
+    if pattern and any(fnmatchcase(each, end) for chain in names.values() for each in chain):
+        return f" Did you mean '{end}'?"
     parts = {part for name in names for part in name.split(".")}
     wrong = [word for word in re.findall(r"[A-Za-z_]\w*", pattern) if word not in parts]
     words = sorted(part for part in parts if not part.isdecimal())

@@ -22,11 +22,11 @@ from ftray.models.layout import Layout, forwards_of
 from ftray.models.options import TextOptions, checked
 from ftray.models.packing import (
     PACKED,
-    TRIED,
     Packer,
     difference,
     packed_embedding,
     packer_of,
+    tried,
 )
 from ftray.models.quiet import quiet
 from ftray.models.request import Request, not_loaded
@@ -84,6 +84,7 @@ class TextEncoder(Encoder):
         check_widths(model, name)
         if max_length is not None:
             self._limit(max_length)
+        self.leave_unused(_pooler_passed_over(part) for part in self._firsts.values())
         self._head: str | None = None
         self._packer: Packer | None = None
         self.not_packed = self._try_packing()
@@ -108,16 +109,28 @@ class TextEncoder(Encoder):
             part.max_seq_length = max_length  # type: ignore[assignment]
 
     @property
+    def _firsts(self) -> dict[str, Any]:
+        """What texts enter first; several, by their roles, where there are."""
+        firsts = {role: self._path(role)[0] for role in ROLES}
+        if firsts["query"] is firsts["document"]:
+            firsts = {"": firsts["query"]}
+        return firsts
+
+    @property
     def backbones(self) -> dict[str, nn.Module]:
         """The models of transformers; several, by the roles of their texts, where there are."""
         from sentence_transformers.base.modules import Transformer
 
-        firsts = {role: self._path(role)[0] for role in ROLES}
-        if firsts["query"] is firsts["document"]:
-            firsts = {"": firsts["query"]}
+        firsts = self._firsts
         return {
             role: first.model for role, first in firsts.items() if isinstance(first, Transformer)
         }
+
+    @property
+    def static_embeddings(self) -> list[nn.Module]:
+        """Those of the roles without a model of transformers."""
+        with_one = self.backbones
+        return [first for role, first in self._firsts.items() if role not in with_one]
 
     @property
     def own_dim(self) -> int:
@@ -158,18 +171,22 @@ class TextEncoder(Encoder):
     def roles_differ(self) -> bool:
         """Whether a text is encoded differently as query and as document.
 
-        By prompts, by routes (sentence-transformers' `Router`), or by how much of it is read.
+        By prompts, by routes (sentence-transformers' `Router`), or by how much of it is read. Also
+        where only a text without a role is: then too it takes the role to encode it.
         """
-        query, document = (
+        return self._tells_apart(*ROLES) or self._tells_apart("query", "")
+
+    def _tells_apart(self, one: str, other: str) -> bool:
+        first, second = (
             (self._prompt(role), list(map(id, self._path(role))), self.max_tokens(role))
-            for role in ROLES
+            for role in (one, other)
         )
-        return query != document
+        return first != second
 
     @property
     def towers(self) -> tuple[str, ...]:
         """What an evaluation may name as its `model`: the roles, where these differ, else none."""
-        return ROLES if self.roles_differ else ()
+        return ROLES if self._tells_apart(*ROLES) else ()
 
     @property
     def default_tower(self) -> str | None:
@@ -229,7 +246,7 @@ class TextEncoder(Encoder):
         if isinstance(packer, str):
             return packer
         self._packer = packer
-        items = [("", text) for text in TRIED]
+        items = [("", text) for text in tried(path)]
         was_training = self.training
         self.eval()
         found = difference(lambda layout: self(self.collate(items, layout)))
@@ -363,3 +380,10 @@ class TextEncoder(Encoder):
         with quiet():
             self.model.save(str(folder), create_model_card=False, safe_serialization=True)
         return {}
+
+
+def _pooler_passed_over(first: Any) -> nn.Module | None:
+    """The pooler of a model of transformers, where the features of its tokens are taken."""
+    taken = getattr(first, "modality_config", {}).get("text", {}).get("method_output_name")
+    pooler = getattr(getattr(first, "model", None), "pooler", None)
+    return pooler if taken == "last_hidden_state" and isinstance(pooler, nn.Module) else None

@@ -107,6 +107,8 @@ class TwoTowersEncoder(Encoder):
         for tower in options.frozen:
             self._tower(tower).requires_grad_(False)
         self.couples_rows = any(map(self._couples, TOWERS))
+        self.not_packed = text.not_packed
+        self.unused = [*text.unused, *image.unused]
         self.train(self.training)
 
     def _tower(self, name: str) -> Encoder:

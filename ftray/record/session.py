@@ -253,15 +253,23 @@ class RunSession:
         except Exception as error:  # the run itself is done, and well
             self.say(f"The model card was not written: {type(error).__name__}: {error}", "WARNING")
 
-    def interrupted(self) -> None:
-        """A second Ctrl-C: the run was cut off; the newest checkpoint stands."""
-        message = "Interrupted; the newest checkpoint is kept"
-        self._cut_off(Log(level="WARNING", message=message), "STOPPED", "interrupted")
+    def interrupted(self, complete: Callable[[], None] | None = None) -> None:
+        """A second Ctrl-C: the run was cut off; the newest checkpoint stands.
 
-    def fail(self, error: BaseException) -> None:
+        Args:
+            complete: as of `finish`.
+        """
+        message = "Interrupted; the newest checkpoint is kept"
+        self._cut_off(Log(level="WARNING", message=message), "STOPPED", "interrupted", complete)
+
+    def fail(self, error: BaseException, complete: Callable[[], None] | None = None) -> None:
         """The run failed: the reason goes to the log and the status.
 
         Of what nobody expected the record, not the console, keeps the traceback as well.
+
+        Args:
+            error: the reason.
+            complete: as of `finish`.
         """
         reason = str(error) or type(error).__name__
         unexpected = error.__cause__ if isinstance(error, FtrayError) else error
@@ -269,12 +277,18 @@ class RunSession:
             lines = "".join(traceback.format_exception(unexpected)).rstrip()
             with suppress(StorageError, OSError):
                 self._writer(Log(level="DEBUG", message=lines))
-        self._cut_off(Log(level="ERROR", message=f"Failed: {reason}"), "FAILED", reason)
+        self._cut_off(Log(level="ERROR", message=f"Failed: {reason}"), "FAILED", reason, complete)
 
-    def _cut_off(self, last: Log, status: str, details: str) -> None:
+    def _cut_off(
+        self, last: Log, status: str, details: str, complete: Callable[[], None] | None
+    ) -> None:
         """End without an error of its own: the caller raises the one that this is about."""
         with suppress(StorageError, OSError):
             self.emit(last)
+        if complete is not None:
+            with suppress(StorageError, OSError):
+                self._writer.flush()
+                self._complete(complete)
         with suppress(StorageError, OSError):
             self._end(status, details)
 

@@ -1,12 +1,13 @@
 """The model card of an artifact: its `README.md`, in the form of the Hugging Face hub.
 
-It is made from the record and from the artifact itself; what is not known is left out. Of paths on
-the machine that trained only the last part is told.
+It is made from the record and from the artifact itself; what is not known is left out. Of the paths
+of data and models, and of absolute ones wherever they stand, only the last part is told.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -30,17 +31,25 @@ PIPELINES = {"text": "sentence-similarity", "image": _PICTURES, "convnet": _PICT
 LIBRARIES = {"text": "sentence-transformers", "image": "transformers", "clip": "transformers"}
 THINGS = {"text": "texts", "image": "images", "convnet": "images", "mlp": "features"}
 THINGS |= {"clip": "texts and images", "two-towers": "texts and images", "pointnet": "points"}
-TOLD = ("Loss", "Miner", "Epochs", "Batch", "Optimizer")
+TOLD = (
+    *("Trained", "Averaged", "Options of the model"),
+    *("Loss", "Miner", "Epochs", "Batch", "Optimizer"),
+)
+TOWERS = {"text": "minilm", "image": "vit"}
+"""What `TwoTowersOptions` has where nothing is given."""
 NOT_TOLD = ("storage_path", "experiment_name", "description")
 """Of the configuration: where the run was kept, and what stands at the top of the card."""
 POOLED = {"pooler": "outputs.pooler_output.flatten(1)", "cls": "outputs.last_hidden_state[:, 0]"}
+OF_MODELS = ("model", "model_artifact", *TOWERS)
 HUB_ID = re.compile(r"[\w\-.]+/[\w\-.]+")
 ON_A_MACHINE = re.compile(r"[/~]|[A-Za-z]:\\|[a-z][a-z0-9+.\-]+://")
 HERE = '"."'
 
 
 def write_card(storage: Storage) -> None:
-    """Write the card into the artifact of a run, if it has one.
+    """Write the card into the artifact of a run, if it has one that is not described yet.
+
+    A run that fails after it was resumed may have the artifact of the attempt before.
 
     Args:
         storage: the run directory, with all events up to the end of the fit.
@@ -48,7 +57,8 @@ def write_card(storage: Storage) -> None:
     Raises:
         StorageError: if it cannot be written.
     """
-    if not storage.exists(f"{ARTIFACT}/ftray.json"):
+    there = [storage.exists(f"{ARTIFACT}/{name}") for name in ("ftray.json", CARD)]
+    if there != [True, False]:
         return
     card = card_of(read_contents(RecordReader(storage)), storage.under(ARTIFACT))
     storage.write_text(f"{ARTIFACT}/{CARD}", card)
@@ -70,7 +80,7 @@ def card_of(contents: Contents, artifact: Storage) -> str:
         _section("Results", _results(contents)),
         _section("Training data", _sources(contents)),
         _section("Training", _training(contents, about)),
-        _section("To do it again", _again(contents)),
+        _section("To do it again", _again(contents, about)),
         _section("Made with", _versions(contents)),
     ]
     body = "\n\n".join(filter(None, sections))
@@ -90,16 +100,28 @@ def _section(title: str, lines: Iterator[str]) -> str:
     return f"## {title}\n\n{text}" if text else ""
 
 
-def bare(value: Any) -> Any:
-    """A value in which paths of a machine, and URIs, are their last part."""
+def bare(value: Any, name: str = "") -> Any:
+    """A value in which paths of a machine, and URIs, are their last part.
+
+    Args:
+        value: of any form.
+        name: the option that has it; of data and of models, relative paths are told so as well.
+    """
     if isinstance(value, Mapping):
-        return {key: bare(entry) for key, entry in value.items()}
+        return {key: bare(entry, str(key)) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [bare(entry) for entry in value]
-    if isinstance(value, str) and ON_A_MACHINE.match(value):
+        return [bare(entry, name) for entry in value]
+    if isinstance(value, str) and (ON_A_MACHINE.match(value) or _is_relative(value, name)):
         parts = re.split(r"[/\\]", value.partition("?")[0].rstrip("/\\"))
         return "/".join(parts[-2:] if parts[-1] == ARTIFACT else parts[-1:])  # a run's name helps
     return value
+
+
+def _is_relative(value: str, name: str) -> bool:
+    """Whether the value of an option is the relative path of data, or of a model."""
+    if name.endswith("_data"):
+        return "/" in value or "\\" in value
+    return name in OF_MODELS and bool(re.search(r"[/\\]", value)) and not _is_hub_id(value)
 
 
 # ---------------------------------------------------------------- header
@@ -127,9 +149,8 @@ def _header(contents: Contents, about: Mapping[str, Any]) -> str:
 
 
 def _library(about: Mapping[str, Any]) -> str:
-    """What loads the folder; a model with a part that only ftray has is ftray's."""
-    own = "ftray" if about.get("note") or about.get("head") else ""
-    return own or LIBRARIES.get(str(about.get("kind")), "ftray")
+    """What loads the folder; a model with a part that only ftray has (`note`) is ftray's."""
+    return "ftray" if about.get("note") else LIBRARIES.get(str(about.get("kind")), "ftray")
 
 
 def _licence(licence: Any) -> dict[str, Any]:
@@ -147,22 +168,23 @@ def _bases(model: str, config: Mapping[str, Any]) -> list[str]:
     """The hub ids of what the weights come from; a folder is none."""
     options = config.get("model_options") or {}
     if model == "two-towers":
-        names = [str(options.get(tower, default)) for tower, default in _TOWERS.items()]
+        names = [str(options.get(tower, default)) for tower, default in TOWERS.items()]
     else:
         names = [model]
     ids = [MODELS[name].hub_id if name in MODELS else name for name in names]
-    return [each for each in ids if each and HUB_ID.fullmatch(each) and each[0] not in "./~"]
+    return [each for each in ids if each and _is_hub_id(each)]
 
 
-_TOWERS = {"text": "minilm", "image": "vit"}
-"""What `TwoTowersOptions` has where nothing is given."""
+def _is_hub_id(name: str) -> bool:
+    """Whether a name may be one of the hub; a folder's path is none."""
+    return bool(HUB_ID.fullmatch(name)) and name[0] not in "./~" and not os.path.isdir(name)
 
 
 # ---------------------------------------------------------------- body
 
 
 def _what_it_is(contents: Contents, about: Mapping[str, Any]) -> str:
-    base = bare(about.get("base_model"))
+    base = bare(about.get("base_model"), "model")
     known = [f"of `{base}`"] if base else []
     if contents.step:
         known.append(f"fine-tuned with {contents.config.get('loss')}")
@@ -174,8 +196,9 @@ def _what_it_is(contents: Contents, about: Mapping[str, Any]) -> str:
         lines.append(f"It began with the artifact of the run `{parent.get('run')}`{mark}.")
     if about.get("license"):
         lines.append(f"The base model's licence: {about['license']}.")
-    notes = [about.get("note"), (about.get("head") or {}).get("note")]
-    return " ".join([*lines, *(f"{str(note).rstrip('.')}." for note in notes if note)])
+    if note := about.get("note"):
+        lines.append(f"{str(note).rstrip('.')}.")
+    return " ".join(lines)
 
 
 def _usage(about: Mapping[str, Any], artifact: Storage) -> Iterator[str]:
@@ -192,6 +215,15 @@ def _usage(about: Mapping[str, Any], artifact: Storage) -> Iterator[str]:
         if pooling in POOLED:
             yield _code(_with_image_model(POOLED[pooling]))
     yield _code(_with_ftray(about, artifact))
+    if kind == "text" and (prompts := _prompts(artifact)):
+        words = ", ".join(f"before a {role} `{prompt}`" for role, prompt in prompts.items())
+        yield f"Prompts, which a text's role puts before it (`role=` of `ftray.encode`): {words}."
+
+
+def _prompts(artifact: Storage) -> dict[str, str]:
+    """What stands before queries and before documents, where something does."""
+    known = _json(artifact, "config_sentence_transformers.json").get("prompts") or {}
+    return {role: known[role] for role in ("query", "document") if known.get(role)}
 
 
 def _code(lines: Sequence[str]) -> str:
@@ -294,7 +326,7 @@ def _sources(contents: Contents) -> Iterator[str]:
     rows = [
         [
             each["name"],
-            ", ".join(map(bare, each["source"].split(", "))),
+            ", ".join(bare(part, "train_data") for part in each["source"].split(", ")),
             each["size"],
             each["fingerprint"],
         ]
@@ -319,7 +351,7 @@ def _training(contents: Contents, about: Mapping[str, Any]) -> Iterator[str]:
     if not contents.step:
         yield "Nothing was trained: the weights are those of the base model."
         return
-    for label, value in facts(contents):
+    for label, value in (*_trained(contents.config, about), *facts(contents)):
         if label in TOLD:
             yield f"- {label}: {value}"
     config, started = contents.config, contents.started
@@ -337,12 +369,39 @@ def _training(contents: Contents, about: Mapping[str, Any]) -> Iterator[str]:
         yield f"- Fingerprint of the weights: {about['fingerprint']}"
 
 
-def _again(contents: Contents) -> Iterator[str]:
+def _trained(config: Mapping[str, Any], about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What of the model was trained, and what was done to it before: labels and values."""
+    dim = (about.get("head") or {}).get("dim")
+    head = f"a linear layer behind the model, to {dim} numbers" if dim else ""
+    frozen, lora = config.get("freeze"), config.get("lora")
+    what = "all weights"
+    if frozen is True:
+        what = "all else is frozen"
+    elif frozen:
+        what = f"all weights but {', '.join(f'`{name}`' for name in frozen)}"
+    elif lora is not None:
+        given = ", ".join(f"{name}={value}" for name, value in lora.items()) or "peft's defaults"
+        what = f"low-rank adapters ({given}), which are merged into the weights"
+    if head or frozen or lora is not None:
+        yield "Trained", "; ".join(filter(None, [head, what]))
+    if config.get("ema_decay") is not None:
+        decay = config["ema_decay"]
+        yield "Averaged", f"exponential moving average of the weights (ema_decay={decay:g})"
+    options = bare(config.get("model_options") or {})
+    told = [f"{name}={value}" for name, value in options.items() if name != "prompts"]
+    if told:
+        yield "Options of the model", ", ".join(told)
+
+
+def _again(contents: Contents, about: Mapping[str, Any]) -> Iterator[str]:
     found = recipe(contents.facts)
     if found is None:
         return
     values = bare(yaml.safe_load(found.text) or {})
     values = {name: value for name, value in values.items() if name not in NOT_TOLD}
+    base = str(about.get("base_model") or "")
+    if os.path.isabs(base):  # a folder: its name may look like a hub id
+        values["model"] = bare(base)
     yield "`ftray fit config.yaml`, with this as `config.yaml` and the data beside it:"
     yield ""
     yield "```yaml"

@@ -30,7 +30,8 @@ class _Modules(Protocol):
 class ReplayedBuffers:
     """The buffers of an encoder in a step, before each of its micro batches.
 
-    Those that the first forward leaves alone are not looked at again.
+    Those that no first forward changes are never exchanged. Any micro batch may be the first that
+    reaches a branch of the model, and changes its buffers.
 
     Args:
         encoder: whose buffers.
@@ -39,27 +40,28 @@ class ReplayedBuffers:
 
     def __init__(self, encoder: _Modules, *, twice: bool) -> None:
         self._modules = list(encoder.modules()) if twice else []
-        self._moving: list[Place] = [
-            (i, name)
+        self._still: dict[Place, Tensor] = {  # those that did not change yet, as they are
+            (i, name): buffer.clone()
             for i, module in enumerate(self._modules)
             for name, buffer in module._buffers.items()
             if buffer is not None
-        ]
+        }
+        self._first: dict[Place, Tensor] = {}  # of the others, what they were at first
         self._before: dict[int, dict[Place, Tensor]] = {}
 
     @contextmanager
     def of(self, micro_batch: int) -> Iterator[None]:
         """Encode a micro batch: the first time as the buffers are, then as they were that time."""
-        if not self._moving:
+        if micro_batch not in self._before:
+            self._before[micro_batch] = {place: self._at(place).clone() for place in self._first}
             yield
-        elif micro_batch not in self._before:
-            before = {place: self._at(place).clone() for place in self._moving}
+            for place in [p for p, value in self._still.items() if not _same(value, self._at(p))]:
+                self._first[place] = self._still.pop(place)
+        elif not self._first:
             yield
-            if not self._before:
-                self._moving = [p for p in before if not _same(before[p], self._at(p))]
-            self._before[micro_batch] = {place: before[place] for place in self._moving}
-        else:
-            with self._exchanged(self._before[micro_batch]):
+        else:  # what changed later on was still as at first
+            before = {p: value.clone() for p, value in self._first.items()}
+            with self._exchanged(before | self._before[micro_batch]):
                 yield
 
     @contextmanager

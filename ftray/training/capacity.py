@@ -71,20 +71,25 @@ def find_batch_size(job: Job) -> Found:
 
     Raises:
         ConfigError: if not even the smallest step fits, or memory cannot be measured.
+        FtrayError: if the data have no step of any size, saying why.
     """
     start = time.perf_counter()
     device = local_device(job.config.device)
     memory = memory_of(device)
     with torch.random.fork_rng():
         trials = _Trials(job, device, memory)
-        best = 0
+        best, impossible = 0, None
         for rows in trials.sizes():
-            step = trials.step(rows)
-            if step is None:
+            try:
+                step = trials.step(rows)
+            except FtrayError as error:  # the data have none of this size: of one class, say
+                impossible = error
                 continue
             if not trials.fits(rows, step):
                 break
             best = rows
+    if impossible is not None and not trials.smallest:
+        raise impossible
     if not best:
         raise ConfigError(
             f"batch_size = 'auto': a step of {counted(trials.smallest, 'row')} does not fit into "
@@ -112,7 +117,8 @@ class _Trials:
         self._before = before
         self.budget = int(free * memory.share) - (self.workers - 1) * (memory.now() - before)
         self.smallest = 0
-        self._measured: list[tuple[int, int]] = []  # rows and bytes of whole steps
+        self._measured: list[tuple[int, int]] = []  # rows and bytes of one worker's whole steps
+        self._needs: dict[int, int] = {}
         self._loss = 0
         self._seconds = 0.0
         self._reached = ""
@@ -126,13 +132,6 @@ class _Trials:
         powers = [2**k for k in range(2, 11) if SMALLEST <= 2**k <= most]
         return powers or [most]
 
-    def step(self, rows: int) -> StepRows | None:
-        """A step of so many rows, or None where the data has none: of one class, say."""
-        try:
-            return self._step(rows)
-        except FtrayError:
-            return None
-
     def fits(self, rows: int, step: StepRows) -> bool:
         """Whether a step does; the sizes ascend."""
         self.smallest = self.smallest or rows
@@ -141,17 +140,34 @@ class _Trials:
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
             needed = self.budget + 1
+        self._needs[rows] = needed
         if needed > self.budget:
             self._reached = f"; {counted(rows, 'row')} would not fit"
         return needed <= self.budget
 
     def _needed(self, rows: int, step: StepRows) -> int:
-        on_gpu = self._alone.device.type == "cuda"
+        """Bytes of a step, of all workers together; the model itself is out of the budget."""
+        on_gpu, others = self._alone.device.type == "cuda", self.workers - 1
         if on_gpu or len(self._measured) < 3 or self._seconds < TRIAL_S / 4:
             if len(self._measured) >= 2 and not on_gpu and self._line(rows) > self.budget:
                 return self._line(rows)  # it would not fit: leave it
-            return self._try(rows, step)
-        return self._line(rows) + self._of_loss(rows, step)
+            needed, losses = self._try(rows, step), 0
+        else:
+            needed, losses = self._line(rows), 1
+        if not self._learner.loss.sharded:
+            losses += others  # each computes all of it
+        if losses:
+            needed += losses * self._of_loss(rows, step)
+        return needed + others * self._of_weights()
+
+    def _of_weights(self) -> int:
+        """Bytes of the gradients and of what the optimizers keep: each worker has them."""
+        optimizers = self._learner.optimizers
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        weights = [weight for group in groups for weight in group["params"]]
+        kept = [each for optimizer in optimizers for each in optimizer.state.values()]
+        states = [value for each in kept for value in each.values() if torch.is_tensor(value)]
+        return sum(tensor.nbytes for tensor in (*weights, *states))
 
     def _try(self, rows: int, step: StepRows) -> int:
         """Train one step; returns its bytes."""
@@ -196,7 +212,7 @@ class _Trials:
             parameter.grad = None
         return self._loss
 
-    def _step(self, rows: int) -> StepRows:
+    def step(self, rows: int) -> StepRows:
         """The first step of so many rows, each text in it replaced by one of the longest."""
         job, train = self._job, self._job.train
         first = replace(job, batch_size=rows).plan().rows(0, 0)
@@ -217,12 +233,9 @@ class _Trials:
             self._reached = f"; there are {counted(len(self._job.train), 'row')}"
         elif not self._reached:
             self._reached = ", the most that is tried"
-        taken = next((size for at, size in self._measured if at == rows), 0) or (
-            self._line(rows) + self._loss
-        )
         return (
             f"batch_size is {rows}, found in {seconds:.1f} s: a step of its longest texts takes "
-            f"{_gigabytes(taken)} of {_gigabytes(self.budget)} {self._memory.where} that it may "
+            f"{_gigabytes(self._needs[rows])} of {_gigabytes(self.budget)} {self._memory.where} that it may "
             f"take{self._reached}"
         )
 

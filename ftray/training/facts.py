@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ftray.models.artifact import public_name
 from ftray.models.licence import read_licence
 from ftray.training.checkpoint import Position
 from ftray.training.job import Job
+from ftray.training.lineage import base_model
 
 __all__ = ["artifact_facts"]
 
@@ -39,7 +41,8 @@ def artifact_facts(
     else:
         metrics = {} if cut_off and position.step else dict(position.metrics)
     return {
-        "base_model": job.config.model,
+        "base_model": base_model(job.config, job.model, job.run_uri),
+        "began_with": public_name(job.config.model, job.model),
         "license": read_licence(job.model)[0] or job.licence,
         "run": job.run_uri,
         "metrics": metrics,

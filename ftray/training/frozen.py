@@ -8,7 +8,7 @@ those of evaluations.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ from ftray.evaluation.spec import EvaluationSpec, Side, batches_of
 from ftray.media import Content
 from ftray.models.ahead import ahead
 from ftray.models.base import Encoder, Features, Item
-from ftray.models.frozen import KeptFeatures, key_of
+from ftray.models.frozen import KeptFeatures
 from ftray.models.layout import Layout
 from ftray.runtime.base import Collectives
 from ftray.training.reduce import gather_rows
@@ -39,8 +39,12 @@ AT_A_TIME = 8192
 NOUNS = {"text": "text", "image": "image", "points": "point cloud", "features": "vector"}
 TASK = "Encoding what is frozen"
 
-ONCE = "Frozen: {} of the training data are encoded once, up to the weights that are trained ({})"
-TOO_MUCH = "Frozen, but encoded in every step: what is made of the training data takes more than {}"
+ONCE = "Frozen: {} of the {} data are encoded once, up to the weights that are trained ({})"
+TOO_MUCH = "Frozen, but encoded in every step: what is made of the {} data takes more than {}"
+NO_ROOM = (
+    "Frozen, but encoded at each evaluation: for what is made of '{}' there is no room left in {}"
+)
+STOPPED = "The run is to stop: what is frozen is not encoded"
 VARIES = "Frozen, but encoded in every step: {}, which are not the same twice (augmentation)"
 
 
@@ -54,6 +58,8 @@ class FeatureMaker:
         layout: as in a step.
         data_workers: processes that decode.
         on_progress: takes task, batches done, and batches in all.
+        is_stopped: asked between rounds of batches, by all ranks at the same time: whether the run
+            is to stop. Then nothing is kept.
     """
 
     encoder: Encoder
@@ -61,34 +67,45 @@ class FeatureMaker:
     layout: Layout
     data_workers: int
     on_progress: Callable[[str, int, int], None]
+    is_stopped: Callable[[], bool]
 
     def made(
-        self, sets: Sequence[TrainSet], evaluations: Iterable[EvaluationSpec] = ()
+        self, sets: Mapping[str, TrainSet], evaluations: Iterable[EvaluationSpec] = ()
     ) -> tuple[KeptFeatures, list[str]]:
         """The features of what is fixed, and what the log should say.
 
         Args:
-            sets: what steps encode, training and validation; of none if that is too much.
+            sets: what steps encode, training and validation, by these names; of none if that is
+                too much.
             evaluations: what is encoded besides, each of them left out if it is too much.
         """
-        kept, roles_differ = KeptFeatures(), self.encoder.roles_differ
+        roles_differ = self.encoder.roles_differ
+        kept, nothing = (KeptFeatures(roles_differ=roles_differ) for _ in range(2))
         with evaluating(self.encoder):
-            chosen = _Chosen(self.encoder, self._width)
-            fits = all(chosen.add(_items_of_steps(data, roles_differ)) for data in sets)
+            chosen = _Chosen(self.encoder, kept.key, self._width)
+            large = [
+                name
+                for name, data in sets.items()
+                if not chosen.add(_items_of_steps(data, roles_differ))
+            ]
             notes = [VARIES.format(" and ".join(sorted(chosen.varying)))] if chosen.varying else []
-            if not fits:
-                return kept, [*notes, TOO_MUCH.format(_bytes(MAX_BYTES))]
+            if large:
+                return nothing, [*notes, TOO_MUCH.format(" and ".join(large), _bytes(MAX_BYTES))]
             if not chosen.items:
-                return kept, notes
+                return nothing, notes
             words = _counted(chosen.items.values())
             for spec in evaluations:
-                chosen.add(item for side in spec.sides for item in _items_of_side(side))
+                if not chosen.add(item for side in spec.sides for item in _items_of_side(side)):
+                    notes.append(NO_ROOM.format(spec.name, _bytes(MAX_BYTES)))
             branches: dict[str, list[Item]] = {}
             for item in chosen.items.values():
                 branches.setdefault(self.encoder.branch_of_content(item[1]), []).append(item)
             for branch, own in branches.items():
-                kept.add(branch, own, self._table(own))
-        return kept, [*notes, ONCE.format(words, _bytes(kept.size))]
+                table = self._table(own)
+                if table is None:
+                    return nothing, [STOPPED]
+                kept.add(branch, own, table)
+        return kept, [*notes, ONCE.format(words, " and ".join(sets), _bytes(kept.size))]
 
     def _of(self, items: Sequence[Item]) -> Tensor:
         return self.encoder.fixed_features(self.encoder.collate(items, self.layout))
@@ -97,8 +114,8 @@ class FeatureMaker:
         """Bytes of the features of a thing, and of all of its branch."""
         return self._of([item]).nbytes
 
-    def _table(self, items: Sequence[Item]) -> Tensor:
-        """Features `(n, F)` of things of one branch, on the CPU."""
+    def _table(self, items: Sequence[Item]) -> Tensor | None:
+        """Features `(n, F)` of things of one branch, on the CPU; None if the run is to stop."""
         rank, world_size = self.collectives.rank, self.collectives.world_size
         batches = batches_of([self.encoder.cost(content) for _, content in items], BATCH)
 
@@ -110,6 +127,8 @@ class FeatureMaker:
         mine = range(rank, len(batches), world_size)
         with closing(ahead(collated, mine, self.data_workers)) as ready:
             for start in range(0, len(batches), world_size):
+                if self.is_stopped():
+                    return None
                 here = batches[start : start + world_size]
                 has_own = rank < len(here)
                 own = self.encoder.fixed_features(next(ready)) if has_own else nothing
@@ -129,16 +148,24 @@ class FeatureMaker:
 class _Chosen:
     """The distinct things whose features are kept, as long as there is room for them.
 
+    Args:
+        encoder: whose features.
+        key: of a thing.
+        width: bytes of the features of a thing.
+
     Attributes:
         items: by their keys.
         varying: the names of what is frozen, and is not kept as it is another thing in each step.
     """
 
-    def __init__(self, encoder: Encoder, width: Callable[[Item], int]) -> None:
+    def __init__(
+        self, encoder: Encoder, key: Callable[[Item], bytes], width: Callable[[Item], int]
+    ) -> None:
         self.items: dict[bytes, Item] = {}
         self.varying: set[str] = set()
         self._encoder = encoder
         self._branches = encoder.frozen_branches
+        self._key = key
         self._width = width
         self._widths: dict[str, int] = {}
         self._size = 0
@@ -148,7 +175,7 @@ class _Chosen:
         new: dict[bytes, Item] = {}
         size = self._size
         for item in items:
-            branch, key = self._encoder.branch_of_content(item[1]), key_of(item)
+            branch, key = self._encoder.branch_of_content(item[1]), self._key(item)
             if branch not in self._branches or key in self.items or key in new:
                 continue
             if self._encoder.varies(item[1]):

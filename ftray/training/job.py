@@ -20,25 +20,20 @@ from ftray.data.plan import Plan, Sampler, make_plan
 from ftray.data.readers import read_records
 from ftray.errors import ConfigError, DataError
 from ftray.evaluation.spec import EvaluationSpec
-from ftray.losses.registry import check_loss
+from ftray.losses.registry import check_width
 from ftray.media import Modality
 from ftray.models.ahead import AUTO_WORKERS
-from ftray.models.augment import check_augmentation
 from ftray.models.base import Encoder
-from ftray.models.functions import check_functions
-from ftray.models.kinds import couples_rows, kind_of
 from ftray.models.licence import read_licence
-from ftray.models.mlp import feature_size
-from ftray.models.onnx_export import check_kind
-from ftray.models.registry import check_options, load_encoder, model_modalities
-from ftray.models.surgery import Surgery, check_surgery, options_of
+from ftray.models.registry import load_encoder, model_modalities
+from ftray.models.width import ends_normalised, known_width
+from ftray.training.checks import check_names, check_texts_options, check_values
 from ftray.training.lineage import artifact_notes, parent_of, starting_place
 from ftray.training.matching import (
     check_fit,
     check_modalities,
     check_places,
     check_shards,
-    check_whole_steps,
     choose_sampler,
 )
 from ftray.training.notes import (
@@ -49,9 +44,14 @@ from ftray.training.notes import (
     overlap_notes,
     step_note,
 )
-from ftray.training.optim import build_optimizers, check_loss_optimizer, check_optimizer
-from ftray.training.schedule import build_scheduler, check_scheduler
-from ftray.training.trial import TRIED_ROWS, small_loss, try_loss
+from ftray.training.resolving import only_modality, resolved_options, surgery_of
+from ftray.training.schedule import check_length
+from ftray.training.trial import (
+    TRIED_ROWS,
+    margin_notes,
+    small_loss,
+    try_loss,
+)
 from ftray.training.wiring import (
     check_callbacks,
     check_monitors,
@@ -158,12 +158,6 @@ class Job:
         )
 
 
-def surgery_of(config: FitConfig) -> Surgery:
-    """What a fit does to its model before it trains it."""
-    freeze = config.freeze if isinstance(config.freeze, bool) else tuple(config.freeze)
-    return Surgery(freeze=freeze, output_dim=config.output_dim, lora=config.lora)
-
-
 def metric_keys(job: Job) -> set[str]:
     """The keys of all metrics that a run of this job will have."""
     return keys_of(job.callbacks, has_val=job.val is not None)
@@ -185,15 +179,15 @@ def prepare(config: FitConfig, run_uri: str, module: Any = None, known: Job | No
         getattr(known.config, name) == getattr(config, name) for name in ("model", "model_artifact")
     )
     model = known.model if known is not None and same else starting_place(config)
-    _check_names(config, model, has_module=module is not None)
+    check_names(config, model, has_module=module is not None)
     takes = model_modalities(model, config.model_options)
     licence, licence_note = read_licence(model)
     callbacks = resolve_callbacks(config.callbacks) if known is None else [*known.callbacks]
     check_callbacks(callbacks)
     train, val = _read(config, takes) if known is None else (known.train, known.val)
     if module is not None:
-        takes = takes or _only(train)
-    _check_texts_options(config, takes, has_module=module is not None)
+        takes = takes or only_modality(train)
+    check_texts_options(config, takes, has_module=module is not None)
     check_fit(config, train)
     batch_size, notes = _batch_size(config, train)
     evaluations = (
@@ -204,9 +198,11 @@ def prepare(config: FitConfig, run_uri: str, module: Any = None, known: Job | No
     if takes is not None:
         check_modalities(config.model, takes, train, val, evaluations)
     check_monitors(callbacks, config.model, has_val=val is not None)
-    _check_values(config, train, val, batch_size)
+    check_values(config, model, train, val, batch_size)
     options = resolved_options(config, model, train, batch_size, module)
-    own = own_copies(callbacks, evaluations)
+    width = known_width(model, options, surgery_of(config))
+    if width is not None:
+        check_width(config.loss, config.loss_options, width)
     job = Job(
         config=_bare(config, train),
         model=model,
@@ -215,48 +211,24 @@ def prepare(config: FitConfig, run_uri: str, module: Any = None, known: Job | No
         sampler=choose_sampler(config, train),
         batch_size=batch_size,
         evaluations=evaluations,
-        callbacks=own,
+        callbacks=own_copies(callbacks, evaluations),
         run_uri=run_uri,
-        notes=(
-            *([licence_note] if licence_note else []),
-            *artifact_notes(config, model),
-            data_note("train_data", train),
-            *([data_note("validation", val)] if val is not None else []),
-            *notes,
-            *map(evaluation_note, evaluations),
-            *interval_notes(own, evaluations),
-            *overlap_notes(train, val, evaluations),
-        ),
+        notes=(),
         provenance=_provenance(train, val, evaluations),
         licence=licence,
         model_options=options,
         parent=parent_of(model),
         module=module,
     )
+    step = train.step_rows(job.plan().rows(0, 0)[:TRIED_ROWS], roles_differ=False)
+    try_loss(config, step, train.n_groups)
+    job = replace(job, notes=_notes(job, [licence_note] if licence_note else [], notes))
     if config.batch_size == "auto":
         job = _sized(job)
     job.val_plan()
-    step = train.step_rows(job.plan().rows(0, 0)[:TRIED_ROWS], roles_differ=False)
-    try_loss(config, step, train.n_groups)
+    if config.epochs:
+        check_length(config, config.epochs * job.plan().steps_per_epoch)
     return replace(job, notes=(*job.notes, *_plan_notes(job)))
-
-
-def _check_names(config: FitConfig, model: str, *, has_module: bool) -> None:
-    """Refuse names and options that do not exist, before any data is read."""
-    check_loss(config.loss, config.loss_options)
-    check_optimizer(config.optimizer, config.optimizer_options)
-    check_scheduler(config.scheduler, config.scheduler_options)
-    if config.batch_size == "auto":
-        from ftray.training.capacity import check_measurable
-
-        check_measurable(config)
-    check_options(config.model, model, config.model_options)
-    if config.to_onnx:
-        check_kind(kind_of(model)[0], config.model)
-    check_functions(config.preprocess_fn, config.collate_fn, has_module=has_module)
-    check_augmentation(config.augmentation, kind_of(model)[0])
-    check_surgery(surgery_of(config), kind_of(model)[0], config.model)
-    options_of(config.model, model, config.model_options, surgery_of(config))
 
 
 def _sized(job: Job) -> Job:
@@ -276,55 +248,20 @@ def _bare(config: FitConfig, train: TrainSet) -> FitConfig:
     return config.model_copy(update={**nothing, "train_data": train.source, "callbacks": []})
 
 
-def _only(train: TrainSet) -> frozenset[Modality] | None:
-    """What the data holds, if it is of one kind: then a module of the user's takes that."""
-    held = frozenset[Modality]().union(*train.modalities)
-    return held if len(held) == 1 else None
-
-
-def _check_texts_options(
-    config: FitConfig, takes: frozenset[Modality] | None, *, has_module: bool
-) -> None:
-    """Refuse options of texts for a model that takes none, or that makes its inputs itself."""
-    if not has_module and (takes is None or "text" in takes):
-        return
-    given = [("max_length", config.max_length is not None), ("packing", config.packing != "auto")]
-    for name, is_given in given:
-        if is_given:
-            raise ConfigError(f"{name} is about texts: '{config.model}' has no use for it")
-
-
-def resolved_options(
-    config: FitConfig, model: str, train: TrainSet, batch_size: int, module: Any = None
-) -> dict[str, Any]:
-    """The options of the model, with those that the data decide.
-
-    A head is as wide as the module in front of it, which takes encoding one thing to know.
-
-    Raises:
-        DataError: for features of another width than the model's.
-        ConfigError: for steps that a model which couples their rows cannot be given.
-    """
-    kind, facts = kind_of(model)
-    given = {**facts.get("options", {}), **config.model_options}
-    if couples_rows(kind, given) and config.freeze is not True:
-        check_whole_steps(config.model, config, batch_size * train.rows.shape[1])
-    if kind == "module":
-        only = {"modality": next(iter(_only(train) or ()), None), **config.model_options}
-        if surgery_of(config).needs_width:
-            encoder = load_encoder(model, options=only, module=module, called=config.model)
-            encoder.measure(train.example)
-            only["embedding_dim"] = encoder.own_dim
-        return only
-    if kind != "mlp":
-        return dict(config.model_options)
-    size = feature_size(train.example)
-    if given.get("input_size") not in (None, size):
-        raise DataError(
-            f"train_data ({train.source}) has features of {counted(size, 'number')}, but "
-            f"'{config.model}' takes {given['input_size']} (model_options.input_size)"
-        )
-    return {**config.model_options, "input_size": size}
+def _notes(job: Job, licence: list[str], batch_size: list[str]) -> tuple[str, ...]:
+    """What was read and decided, in the order of the log."""
+    train, val, normalised = job.train, job.val, ends_normalised(job.model)
+    return (
+        *licence,
+        *artifact_notes(job.config, job.model),
+        data_note("train_data", train),
+        *([data_note("validation", val)] if val is not None else []),
+        *batch_size,
+        *margin_notes(job.config, train, train.n_groups, normalised=normalised),
+        *map(evaluation_note, job.evaluations),
+        *interval_notes(job.callbacks, job.evaluations),
+        *overlap_notes(train, val, job.evaluations),
+    )
 
 
 def _plan_notes(job: Job) -> list[str]:
@@ -360,30 +297,13 @@ def _read(config: FitConfig, takes: frozenset[Modality] | None) -> tuple[TrainSe
 
 
 def _batch_size(config: FitConfig, train: TrainSet) -> tuple[int, list[str]]:
-    if config.batch_size == "auto":
-        return min(PROVISIONAL, len(train)), []  # until the model is known: `_sized`
+    if config.batch_size == "auto":  # until the model is known: `_sized`
+        limit = small_loss(config, train.n_groups).max_items
+        most = PROVISIONAL if limit is None else max(limit // train.rows.shape[1], 2)
+        return min(PROVISIONAL, most, len(train)), []
     if config.batch_size <= len(train) or config.batch_size_is_explicit:
         return config.batch_size, []
     return len(train), [f"batch_size is {len(train)}: all rows, fewer than the default of 64"]
-
-
-def _check_values(
-    config: FitConfig, train: TrainSet, val: TrainSet | None, batch_size: int
-) -> None:
-    """Build what the options describe, small: what would fail in a worker fails here."""
-    loss = small_loss(config, train.n_groups)
-    for data in (train, val):
-        if data is not None and data.scores is not None:
-            loss.check_scores(float(data.scores.min()), float(data.scores.max()), data.source)
-    items = batch_size * train.rows.shape[1]
-    if loss.max_items is not None and items > loss.max_items:
-        raise ConfigError(
-            f"A step of {batch_size} rows has up to {items} texts, more than the loss can take "
-            f"({loss.max_items}): give a smaller batch_size, or a larger loss_options.memory_size"
-        )
-    check_loss_optimizer(config, loss)
-    layers = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
-    build_scheduler(config, build_optimizers(config, layers, loss), 10, config.epochs)
 
 
 def _provenance(

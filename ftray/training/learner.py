@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from ftray.data.dataset import StepRows, TrainSet
-from ftray.errors import ModelError, RunFailedError
+from ftray.errors import RunFailedError
 from ftray.losses.registry import build_loss
 from ftray.media import Media
 from ftray.models.base import Encoder
@@ -21,6 +21,7 @@ from ftray.models.frozen import KnowingEncoder
 from ftray.models.layout import Layout
 from ftray.models.norm import connect
 from ftray.models.onnx_export import check_exportable
+from ftray.models.packing import refused
 from ftray.runtime.base import Collectives
 from ftray.training.average import Average
 from ftray.training.checkpoint import Position
@@ -33,8 +34,14 @@ from ftray.training.precision import Precision
 from ftray.training.schedule import build_scheduler
 from ftray.training.step import OwnTexts, Seed, forward_backward, own_texts, validation_loss
 from ftray.training.weights import copied
+from ftray.words import counted
 
 __all__ = ["Batch", "Learned", "Learner"]
+
+MOST_LEFT_OUT = 20
+"""In a row: by then a loss scale of 65,536 is below one."""
+FEW_LEFT_OUT = 8
+"""The first steps of a healthy fp16 run may be left out, until the loss scale is found."""
 
 
 class Batch(NamedTuple):
@@ -83,10 +90,7 @@ class Learner:
         if config.to_onnx:
             check_exportable(self.encoder)
         if config.packing == "packed" and self.encoder.not_packed:
-            raise ModelError(
-                f"packing = 'packed', but '{self.encoder.name}' cannot be packed: "
-                f"{self.encoder.not_packed}. With packing: auto its texts go in buckets"
-            )
+            raise refused(self.encoder.name, self.encoder.not_packed)
         if self.encoder.couples_rows:
             check_whole_steps(self.encoder.name, config)
             connect(
@@ -105,7 +109,7 @@ class Learner:
         ).to(device)
         self.precision = Precision(config.precision, device)
         self.optimizers = build_optimizers(config, self.encoder, self.loss)
-        self._steps_per_epoch = steps_per_epoch
+        self._steps_per_epoch, self._epochs = steps_per_epoch, config.epochs
         steps = config.epochs * steps_per_epoch
         self.scheduler = build_scheduler(config, self.optimizers, steps, config.epochs)
         decay = config.ema_decay
@@ -113,7 +117,12 @@ class Learner:
         if config.compile:
             compile_backbones(self.encoder)
 
-    def keep_features(self, job: Job, on_progress: Callable[[str, int, int], None]) -> list[str]:
+    def keep_features(
+        self,
+        job: Job,
+        on_progress: Callable[[str, int, int], None],
+        is_stopped: Callable[[], bool],
+    ) -> list[str]:
         """Compute once what frozen weights make of what is encoded again and again.
 
         Every rank calls it before the first step, with the weights in place.
@@ -121,6 +130,7 @@ class Learner:
         Args:
             job: with the data.
             on_progress: takes task, batches done, and batches in all.
+            is_stopped: whether the run is to stop; all ranks ask it at the same time.
 
         Returns:
             What the log should say.
@@ -131,8 +141,9 @@ class Learner:
             layout=self.layout,
             data_workers=job.data_workers,
             on_progress=on_progress,
+            is_stopped=is_stopped,
         )
-        sets = [data for data in (job.train, job.val) if data is not None]
+        sets = {"training": job.train} | ({} if job.val is None else {"validation": job.val})
         kept, notes = maker.made(sets, [spec for spec in job.evaluations if not spec.overlap])
         if len(kept):
             self.knowing = KnowingEncoder(self.encoder, kept)
@@ -156,10 +167,11 @@ class Learner:
         return Batch(replace(step_rows, texts=texts), own)
 
     def step(self, batch: Batch, seed: Seed) -> Learned:
-        """Learn from one global batch.
+        """Learn from one global batch; with fp16 the step may be left out: nothing changes then.
 
         Raises:
-            RunFailedError: if the loss or the norm of its gradient is not finite.
+            RunFailedError: if the loss or the norm of its gradient is not finite; with fp16 if
+                too many steps were left out, one after the other.
         """
         self.encoder.train()
         self.loss.train()
@@ -176,13 +188,15 @@ class Learner:
             raise _diverged(f"the training loss is {result.loss}", seed)
         learning_rate = float(self.optimizers[0].param_groups[0]["lr"])
         try:
-            norm = self.precision.step(self.optimizers, self._max_grad_norm)
+            norm, made = self.precision.step(self.optimizers, self._max_grad_norm)
         except FloatingPointError as error:
             raise _diverged(str(error), seed) from None
-        self.loss.after_step()
-        self.scheduler.step(epoch_ends=seed[2] + 1 == self._steps_per_epoch)
-        if self.average is not None:
-            self.average.follow()
+        self._check_moves(seed)
+        self.scheduler.step(epoch_ends=self._ends_epoch(seed), made=made)
+        if made:
+            self.loss.after_step()
+            if self.average is not None:
+                self.average.follow()
         return Learned(
             loss=result.loss,
             learning_rate=learning_rate,
@@ -190,6 +204,23 @@ class Learner:
             tokens=result.tokens,
             processed_tokens=result.processed_tokens,
         )
+
+    def _ends_epoch(self, seed: Seed) -> bool:
+        return seed[2] + 1 == self._steps_per_epoch
+
+    def _check_moves(self, seed: Seed) -> None:
+        """Raise a `RunFailedError` if steps are left out (fp16) and it will not get better."""
+        in_a_row, epoch = self.precision.in_a_row, seed[1]
+        most = MOST_LEFT_OUT
+        if self._ends_epoch(seed):  # one without a step, of some steps at least, or the last
+            least = 1 if epoch + 1 == self._epochs else FEW_LEFT_OUT
+            most = min(most, max(self._steps_per_epoch, least))
+        if in_a_row >= most:
+            raise _diverged(
+                f"fp16 left out {counted(in_a_row, 'step')} in a row, for the norm of the "
+                "gradient is not finite at any loss scale, the last one",
+                seed,
+            )
 
     def validation_loss(self, batch: Batch, seed: Seed) -> float:
         """The loss of one global batch; nothing is learned."""
@@ -236,9 +267,9 @@ class Learner:
     def load_schedule(self, position: Position) -> None:
         """Continue from what `save_schedule` wrote, at the rates that are configured now."""
         self.scheduler.load_state_dict(position.scheduler)
-        if self.average is not None:
-            self.average.steps = position.global_step
         self.precision.load_state_dict(position.scaler)
+        if self.average is not None:
+            self.average.steps = position.global_step - self.precision.left_out
 
     def hardware(self) -> dict[str, Any]:
         """What it computes on, for the record."""

@@ -8,11 +8,12 @@ from typing import Any
 
 from ftray.config import FitConfig, is_live
 from ftray.errors import ConfigError, FtrayError, StorageError
+from ftray.models.catalogue import ALIASES, MODELS
 from ftray.models.kinds import FACTS
 from ftray.models.registry import locate_model
 from ftray.record.storage import Storage
 
-__all__ = ["artifact_notes", "parent_of", "starting_place"]
+__all__ = ["artifact_notes", "base_model", "parent_of", "starting_place"]
 
 
 def starting_place(config: FitConfig) -> str:
@@ -56,6 +57,23 @@ def _is_same(name: str, base: str) -> bool:
         return locate_model(name) == locate_model(base)
     except FtrayError:  # the base is on another machine, or gone
         return False
+
+
+def base_model(config: FitConfig, place: str, run_uri: str) -> str:
+    """What `ftray.json` calls the model that was trained: a folder is told by its whole path.
+
+    Args:
+        config: of the fit.
+        place: where the weights to begin with are.
+        run_uri: the run directory, which holds the copy of a model object.
+    """
+    name = str(config.model)
+    if config.model_artifact is not None:
+        return str(_facts(place).get("base_model", name))
+    is_copy = place.startswith(f"{run_uri}/")
+    if name in MODELS or name in ALIASES or is_copy or not os.path.isabs(place):
+        return name
+    return place
 
 
 def parent_of(place: str) -> dict[str, str] | None:

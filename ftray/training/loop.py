@@ -161,9 +161,10 @@ class Loop:
         self.teller.started()
         if self.runtime.rank == 0 and self.position.global_step == 0:
             tell_opening(self.job, self.learner.encoder, self.teller.say)
-        if self.config.epochs and self.learner.encoder.frozen_branches:
+        if self.config.epochs and self.stop is None and self.learner.encoder.frozen_branches:
             with self.teller.timed("frozen weights"):
-                for line in self.learner.keep_features(self.job, self.teller.progress):
+                told = self.teller.progress
+                for line in self.learner.keep_features(self.job, told, self._is_to_stop):
                     self.teller.say(line)
         self.judge.go_on()
         decisions = self.callbacks.decide("on_fit_begin", self.states.now())
@@ -261,6 +262,13 @@ class Loop:
             if reason := self.runtime.stop_requested():
                 self.callbacks.add(OutsideStop(reason))
         self._carry_out(self.callbacks.share())
+
+    def _is_to_stop(self) -> bool:
+        """Hear, before the first step, whether somebody outside wants the run to stop."""
+        asked = self.runtime.stop_requested() if self.runtime.rank == 0 else None
+        if reason := self.runtime.broadcast(asked):
+            self.stop = OutsideStop(reason)
+        return self.stop is not None
 
     def _drain(self) -> None:
         """Wait for the evaluations that are under way, unless the run is to stop at once."""

@@ -12,11 +12,11 @@ from ftray.evaluation.spec import EvaluationSpec, RetrievalSpec
 from ftray.losses.base import Needs
 from ftray.losses.metric import CLASSIFICATION_LOSSES
 from ftray.losses.registry import (
-    MEMORY_LOSS,
-    learns_of_classes,
     loss_names,
     loss_needs,
+    misfit,
     takes_triplets,
+    tied_to_classes,
 )
 from ftray.media import Modality
 from ftray.models.catalogue import MODELS
@@ -230,23 +230,19 @@ def check_fit(config: FitConfig, train: TrainSet) -> None:
     if config.sampler not in ("auto", *samplers):
         valid = " or ".join(f"'{name}'" for name in samplers)
         raise ConfigError(f"sampler = '{config.sampler}', but train_data {what}: {valid}")
-    remembers = MEMORY_LOSS in loss_names(config.loss, config.loss_options)
-    if config.eval_data is not None and (
-        remembers or learns_of_classes(config.loss, config.loss_options)
-    ):
-        what = "remembers texts" if remembers else "learns something for each class"
+    tied = tied_to_classes(config.loss, config.loss_options)
+    if config.eval_data is not None and tied:
         raise ConfigError(
-            f"{config.loss} {what} of train_data; the classes of eval_data may be others. Use "
-            "val_split for a validation loss with this loss."
+            f"{tied} of train_data; the classes of eval_data may be others. Use val_split for a "
+            "validation loss with this loss."
         )
 
 
 def _check_triplets(config: FitConfig, train: TrainSet) -> None:
     held = f"train_data ({train.source}) holds triplets (query,document,negative)"
     if not takes_triplets(config.loss, config.loss_options):
-        raise ConfigError(
-            f"{config.loss} does not learn from given negatives, but {held}. {FOR_TRIPLETS}"
-        )
+        who = misfit(config.loss, config.loss_options, lambda needs, takes: takes)
+        raise ConfigError(f"{who} does not learn from given negatives, but {held}. {FOR_TRIPLETS}")
     if config.miner is not None:
         raise ConfigError(f"miner = '{config.miner}' picks triplets, but {held}: leave miner out.")
 
@@ -256,9 +252,18 @@ def choose_sampler(config: FitConfig, train: TrainSet) -> Sampler:
     if config.sampler != "auto":
         return config.sampler
     if train.has_queries:
-        return "pairs"
+        return "pairs" if _meets_other_rows(config, train) else "random"
     placed = CLASSIFICATION_LOSSES.issuperset(loss_names(config.loss, config.loss_options))
     return "random" if train.kind == "scored" or placed else "class"
+
+
+def _meets_other_rows(config: FitConfig, train: TrainSet) -> bool:
+    """Whether other rows of a step are negatives, so that those which share a text do harm there.
+
+    Without that every row can come in every epoch, however many share a query.
+    """
+    names = loss_names(config.loss, config.loss_options)
+    return train.kind == "pairs" or any(loss_needs(name) == "pairs" for name in names)
 
 
 def _labels_wanted(config: FitConfig, train: TrainSet) -> None:
@@ -271,8 +276,9 @@ def _pairs_wanted(config: FitConfig, train: TrainSet) -> None:
     if train.scores is not None:
         raise _scores_unread(config, train)
     if train.kind == "labelled":
+        who = misfit(config.loss, config.loss_options, lambda needs, takes: needs == "labels")
         raise ConfigError(
-            f"{config.loss} learns from pairs (query,document), but train_data ({train.source}) "
+            f"{who} learns from pairs (query,document), but train_data ({train.source}) "
             f"is labelled. {FOR_LABELS}"
         )
 
@@ -283,8 +289,9 @@ def _scores_wanted(config: FitConfig, train: TrainSet) -> None:
     if train.kind == "distillation":
         raise _scores_unread(config, train)
     labelled = train.kind == "labelled"
+    who = misfit(config.loss, config.loss_options, lambda needs, takes: needs != "scores")
     raise ConfigError(
-        f"{config.loss} learns from scored pairs (query,document,score), but train_data "
+        f"{who} learns from scored pairs (query,document,score), but train_data "
         f"({train.source}) {'is labelled' if labelled else f'holds {train.kind} without scores'}. "
         f"{FOR_LABELS if labelled else FOR_PAIRS}"
     )
@@ -306,21 +313,24 @@ def _distillation_wanted(config: FitConfig, train: TrainSet) -> None:
             "{negative: …}."
         ),
     }
+    who = misfit(config.loss, config.loss_options, lambda needs, takes: needs != "distillation")
     raise ConfigError(
-        f"{config.loss} learns from a teacher's scores of a document and of its negatives "
+        f"{who} learns from a teacher's scores of a document and of its negatives "
         f"(query,document,negative,score), but train_data ({train.source}) {held[train.kind]}"
     )
 
 
 def _scores_unread(config: FitConfig, train: TrainSet) -> ConfigError:
     chosen = "loss" in config.model_fields_set
+    wanted = "distillation" if train.kind == "distillation" else "scores"
+    who = misfit(config.loss, config.loss_options, lambda needs, takes: needs == wanted)
     if train.kind == "distillation":
-        what = f"{config.loss} does not learn from these" if chosen else "no loss was given"
+        what = f"{who} does not learn from these" if chosen else "no loss was given"
         return ConfigError(
             f"train_data ({train.source}) holds a teacher's scores of documents and negatives "
             f"(query,document,negative,score), and {what}. {FOR_DISTILLATION}"
         )
-    what = f"{config.loss} does not learn from scores" if chosen else "no loss was given"
+    what = f"{who} does not learn from scores" if chosen else "no loss was given"
     return ConfigError(
         f"train_data ({train.source}) holds scored pairs (query,document,score), and {what}: "
         f"scored pairs need loss: {SCORED_LOSSES}. {AS_PAIRS}"

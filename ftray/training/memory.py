@@ -13,13 +13,16 @@ __all__ = ["CpuMemory", "GpuMemory", "Memory", "memory_of"]
 STATUS = Path("/proc/self/status")
 RESET_PEAK = Path("/proc/self/clear_refs")
 LIMITS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
     ),
 )
-"""Where a container has its limit and what it uses of it: cgroups of version 2 and 1."""
+"""Where a container has its limit, what it uses of it, and the entry of `memory.stat` with what of
+that are copies of files, which give way: cgroups of version 2 and 1."""
 
 
 class CpuMemory:
@@ -33,11 +36,12 @@ class CpuMemory:
         """Bytes that can still be had."""
         lines = Path("/proc/meminfo").read_text().splitlines()
         found = [_kilobytes(line) for line in lines if line.startswith("MemAvailable:")]
-        for limit, used in LIMITS:
+        for folder, limit, used, files in LIMITS:
             try:
-                most = Path(limit).read_text().strip()
+                most = Path(folder, limit).read_text().strip()
                 if most != "max":
-                    found.append(int(most) - int(Path(used).read_text()))
+                    taken = int(Path(folder, used).read_text()) - _entry(Path(folder), files)
+                    found.append(int(most) - taken)
             except (OSError, ValueError):
                 continue
         return max(min(found), 0)
@@ -58,6 +62,15 @@ class CpuMemory:
         return next(_kilobytes(x) for x in STATUS.read_text().splitlines() if x.startswith(name))
 
 
+def _entry(folder: Path, name: str) -> int:
+    """Bytes, by an entry of a container's `memory.stat`; 0 if there is none."""
+    try:
+        lines = (folder / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.split()[:1] == [name]), 0)
+
+
 def _kilobytes(line: str) -> int:
     return int(line.split()[1]) * 1024
 
@@ -73,7 +86,8 @@ class GpuMemory:
         self._device = device
 
     def free(self) -> int:
-        """Bytes that can still be had."""
+        """Bytes that can still be had, with what torch keeps of what was freed."""
+        torch.cuda.empty_cache()
         return int(torch.cuda.mem_get_info(self._device)[0])
 
     def now(self) -> int:

@@ -116,7 +116,8 @@ def _keys(rows: Numbers, count: int) -> Numbers:
 
 def step_note(config: FitConfig, train: TrainSet, plan: Plan) -> str:
     """Of what a text of a whole step is told apart: its positives and negatives."""
-    line = f"Each step: {_step(config, train, plan)}, whatever the number of workers"
+    most = "up to " if isinstance(plan, PairsPlan) and plan.left_out(0) else ""
+    line = f"Each step: {most}{_step(config, train, plan)}, whatever the number of workers"
     if MEMORY_LOSS in loss_names(config.loss, config.loss_options):
         line += ", and those that the loss remembers of the steps before"
     if config.miner is not None:
@@ -138,7 +139,7 @@ def _step(config: FitConfig, train: TrainSet, plan: Plan) -> str:
     if losses == {"VICRegLoss"}:
         return f"{counted(size, 'pair')}, each compared with itself; there are no negatives"
     if loss_needs(config.loss, config.loss_options) == "pairs":
-        most = "the" if isinstance(plan, PairsPlan) else "up to"
+        most = "the" if isinstance(plan, PairsPlan) and not plan.left_out(0) else "up to"
         return (
             f"{counted(size, 'pair')}; each query is ranked against {most} "
             f"{counted(size - 1, 'other document')} of the global batch (negatives)"

@@ -42,10 +42,11 @@ def tell_opening(job: Job, encoder: Encoder, say: Callable[[str, str], None]) ->
     _, sentence = read_licence(job.model)
     if sentence and sentence not in job.notes:  # the card of a hub id came with the weights
         say(sentence, "INFO")
-    if encoder.kind == "text" and encoder.not_packed and job.config.packing == "auto":
+    if _lays_out_texts(job, encoder) and encoder.not_packed and job.config.packing == "auto":
         say(f"Texts go in buckets by length, not packed: {encoder.not_packed}", "INFO")
     weights = summarised(encoder, encoder.name)
-    if weights.trained < weights.parameters:
+    unused = {id(weight) for module in encoder.unused for weight in module.parameters()}
+    if any(not w.requires_grad and id(w) not in unused for w in encoder.parameters()):
         trained = millions(weights.trained)
         say(f"weights: {millions(weights.parameters)}, of which {trained} are trained", "INFO")
     if encoder.caveat:
@@ -66,6 +67,12 @@ def tell_opening(job: Job, encoder: Encoder, say: Callable[[str, str], None]) ->
             if limit is not None:
                 those = [part for part, own in zip(parts, limits, strict=True) if own == limit]
                 say(*_length_words(what, measure_lengths(encoder, those, limit), limit))
+
+
+def _lays_out_texts(job: Job, encoder: Encoder) -> bool:
+    """Whether a step has texts, and ftray lays them out: a module of the user's does so itself."""
+    held = frozenset().union(*job.train.modalities)
+    return "text" in encoder.modalities & held and encoder.kind != "module"
 
 
 def _training_texts(job: Job, roles_differ: bool) -> list[Part]:

@@ -28,6 +28,14 @@ NOT_STEPWISE = {
 }
 
 
+NOT_HERE = {
+    "capturable": "it is for CUDA graphs, and a step is not captured in one",
+    "differentiable": "it is for gradients through the optimizer, and there are none",
+    "maximize": "it would raise the loss, which is to fall",
+}
+"""Options of optimizers that may be false alone."""
+
+
 def _optimizers() -> dict[str, type[torch.optim.Optimizer]]:
     return {
         name: cls
@@ -55,21 +63,47 @@ def check_optimizer(
     known = _optimizers()
     if name not in known:
         raise ConfigError(f"There is no optimizer '{name}'.{nearest(name, known)}")
-    allowed = set(inspect.signature(known[name].__init__).parameters) - {"self", "params"}
+    parameters = inspect.signature(known[name].__init__).parameters
+    allowed = set(parameters) - {"self", "params"}
     if not of_loss:
         allowed = (allowed - {"lr"}) | {LAYER_DECAY}
-    for option in options:
+    for option, value in options.items():
         if option == "lr" and not of_loss:
             raise ConfigError("optimizer_options.lr: give learning_rate instead")
         if option not in allowed:
             raise ConfigError(
                 f"{where}_options.{option}: {name} has no such option.{nearest(option, allowed)}"
             )
+        if value and option in NOT_HERE:
+            raise ConfigError(f"{where}_options.{option} = {value!r}: {NOT_HERE[option]}")
+        if option in parameters:
+            _check_value(f"{where}_options.{option}", value, parameters[option].default)
     decay = options.get(LAYER_DECAY, 1.0)
-    if not isinstance(decay, int | float) or isinstance(decay, bool) or not 0 < decay <= 1:
+    if not _is_number(decay) or not 0 < decay <= 1:
         raise ConfigError(
             f"{where}_options.{LAYER_DECAY} = {decay!r}: above 0, and at most 1 (all layers alike)"
         )
+
+
+def _check_value(name: str, value: Any, default: Any) -> None:
+    """Raise a `ConfigError` for a value of another kind than the default of torch's option."""
+    if isinstance(default, tuple):
+        are_numbers = isinstance(value, list | tuple) and all(
+            _is_number(one) or one is usual for one, usual in zip(value, default, strict=False)
+        )
+        if not are_numbers or len(value) != len(default):
+            raise ConfigError(
+                f"{name} = {value!r}: {len(default)} numbers are expected, as {[*default]}"
+            )
+    elif isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name} = {value!r}: true or false is expected")
+    elif isinstance(default, int | float) and not _is_number(value):
+        raise ConfigError(f"{name} = {value!r}: a number is expected, as {default}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_loss_optimizer(config: FitConfig, loss: nn.Module) -> None:

@@ -20,6 +20,10 @@ class Precision:
         name: "auto", "fp32", "bf16" or "fp16". "auto" is bf16 on a GPU that has it, fp16 on other
             GPUs, and fp32 on a CPU (autocast gains little there in training).
         device: where training runs.
+
+    Attributes:
+        left_out: steps that were left out so far, all of them with fp16.
+        in_a_row: how many of them since the last one that was made.
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
@@ -30,6 +34,7 @@ class Precision:
         self.name = name
         self._device = device
         self._scaler = torch.amp.GradScaler(device.type) if name == "fp16" else None
+        self.left_out = self.in_a_row = 0
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of a forward."""
@@ -45,12 +50,16 @@ class Precision:
 
     def step(
         self, optimizers: Sequence[torch.optim.Optimizer], max_grad_norm: float | None
-    ) -> float:
-        """Unscale, clip by the norm over all of them, and step; returns the norm before clipping.
+    ) -> tuple[float, bool]:
+        """Unscale, clip by the norm over all of them, and step.
+
+        With fp16 a step whose norm is not finite is left out, and the loss scale is lowered.
+
+        Returns:
+            The norm before clipping, and whether a step was made.
 
         Raises:
-            FloatingPointError: if the norm is not finite (with fp16 such a step is left out, and
-                the loss scale is lowered).
+            FloatingPointError: if the norm is not finite, but with fp16.
         """
         if self._scaler is not None:
             for optimizer in optimizers:
@@ -58,23 +67,30 @@ class Precision:
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         parameters = [p for group in groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf"))
+        made = bool(torch.isfinite(norm))
         if self._scaler is not None:
-            if torch.isfinite(norm):  # all of them, or none
+            if made:  # all of them, or none
                 for optimizer in optimizers:
                     self._scaler.step(optimizer)
             self._scaler.update()
-        elif torch.isfinite(norm):
+        elif made:
             for optimizer in optimizers:
                 optimizer.step()
         else:
             raise FloatingPointError(f"the norm of the gradient is {float(norm)}")
-        return float(norm)
+        self.left_out += not made
+        self.in_a_row = 0 if made else self.in_a_row + 1
+        return float(norm), made
 
     def state_dict(self) -> dict[str, Any]:
-        """The loss scale, where there is one."""
-        return {} if self._scaler is None else dict(self._scaler.state_dict())
+        """The loss scale and the steps that were left out, where there can be some."""
+        if self._scaler is None:
+            return {}
+        counts = {"left_out": self.left_out, "in_a_row": self.in_a_row}
+        return {**self._scaler.state_dict(), **counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
         if self._scaler is not None and state:
+            self.left_out, self.in_a_row = state.get("left_out", 0), state.get("in_a_row", 0)
             self._scaler.load_state_dict(state)

@@ -14,8 +14,10 @@ import torch
 
 from ftray.config import FitConfig
 from ftray.errors import ConfigError, nearest
+from ftray.words import counted
 
-__all__ = ["SCHEDULERS", "SCHEDULER_OPTIONS", "Schedule", "build_scheduler", "check_scheduler"]
+__all__ = ["SCHEDULERS", "SCHEDULER_OPTIONS", "Schedule", "build_scheduler", "check_length"]
+__all__ += ["check_scheduler"]
 
 DEFAULT_WARMUP_RATIO = 0.1
 SCHEDULERS = (
@@ -43,6 +45,9 @@ SCHEDULER_OPTIONS = {
         "warmup_type",
     },
 }
+SHARES = ("min_lr_rate", "min_lr_ratio", "warmup_ratio")
+ABOVE_ZERO = ("num_cycles", "power", "timescale")
+COUNTS = ("num_decay_steps", "num_warmup_steps")
 COMMON_OPTIONS = {"num_training_steps", "num_warmup_steps", "scheduler_step", "warmup_ratio"}
 NOT_A_SCHEDULE = {
     "reduce_lr_on_plateau": "it follows a metric, and a schedule here is known before training",
@@ -58,9 +63,7 @@ def check_scheduler(name: str | None, options: Mapping[str, Any]) -> None:
         raise ConfigError(f"scheduler = '{name}' cannot be used here: {NOT_A_SCHEDULE[name]}.")
     if name is not None and name not in SCHEDULERS:
         raise ConfigError(f"There is no scheduler '{name}'.{nearest(name, SCHEDULERS)}")
-    allowed = SCHEDULER_OPTIONS.get(name or "linear", set())
-    if name != "constant":
-        allowed = allowed | COMMON_OPTIONS
+    allowed = SCHEDULER_OPTIONS.get(name or "linear", set()) | COMMON_OPTIONS
     for option in options:
         if option not in allowed:
             raise ConfigError(
@@ -70,15 +73,26 @@ def check_scheduler(name: str | None, options: Mapping[str, Any]) -> None:
     if "warmup_ratio" in options and "num_warmup_steps" in options:
         raise ConfigError("scheduler_options: give warmup_ratio or num_warmup_steps, not both")
     _check_numbers(options)
+    for option in ("warmup_ratio", "num_warmup_steps"):
+        if name == "constant" and options.get(option):
+            raise ConfigError(
+                f"scheduler_options.{option} = {options[option]!r}: constant has no warm-up; "
+                "constant_with_warmup has"
+            )
 
 
 def _check_numbers(options: Mapping[str, Any]) -> None:
-    ratio, warmup = options.get("warmup_ratio", 0.0), options.get("num_warmup_steps", 0)
+    for option, value in options.items():
+        wanted = ""
+        if option in SHARES and not (_is_number(value) and 0 <= value <= 1):
+            wanted = "a number from 0 to 1"
+        elif option in ABOVE_ZERO and not (_is_number(value) and value > 0):
+            wanted = "a number above 0"
+        elif option in COUNTS and not (_is_count(value) and value >= 0):
+            wanted = "zero or more steps"
+        if wanted:
+            raise ConfigError(f"scheduler_options.{option} = {value!r}: {wanted}")
     total, each = options.get("num_training_steps", "auto"), options.get("scheduler_step", "batch")
-    if not (_is_number(ratio) and 0 <= ratio <= 1):
-        raise ConfigError(f"scheduler_options.warmup_ratio = {ratio!r}: a number from 0 to 1")
-    if not (_is_count(warmup) and warmup >= 0):
-        raise ConfigError(f"scheduler_options.num_warmup_steps = {warmup!r}: zero or more steps")
     if total != "auto" and not (_is_count(total) and total >= 1):
         raise ConfigError(
             f"scheduler_options.num_training_steps = {total!r}: 'auto', or one or more steps"
@@ -87,6 +101,49 @@ def _check_numbers(options: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"scheduler_options.scheduler_step = {each!r}: 'batch' (the rate changes after each "
             "step) or 'epoch' (after each epoch)"
+        )
+
+
+def check_length(config: FitConfig, steps: int) -> None:
+    """Raise a `ConfigError` for a run that is over before the stages of its schedule are.
+
+    Args:
+        config: names the schedule; its options are checked.
+        steps: optimizer steps of the whole run, at least one.
+    """
+    given = config.scheduler_options
+    each_epoch, total, warmup = _lengths(given, steps, config.epochs)
+    run, decay = config.epochs if each_epoch else steps, given.get("num_decay_steps", 0)
+    if config.scheduler == "constant" or (warmup <= run and warmup + decay <= total):
+        return
+    noun = "epoch" if each_epoch else "step"
+    what = f"a warm-up of {counted(warmup, noun)}"
+    if warmup + decay > total:
+        what, run = f"{what} and a decay of {decay:,}" if decay else what, total
+    raise ConfigError(
+        f"scheduler_options: {what}, but there are only {counted(run, noun)} (given: {given})"
+    )
+
+
+def _lengths(options: Mapping[str, Any], steps: int, epochs: int) -> tuple[bool, int, int]:
+    """Whether a tick is an epoch, and ticks until the schedule's end, and of its warm-up."""
+    each_epoch = options.get("scheduler_step", "batch") == "epoch"
+    total = options.get("num_training_steps", "auto")
+    total = max(epochs if each_epoch else steps, 1) if total == "auto" else total
+    ratio = options.get("warmup_ratio", DEFAULT_WARMUP_RATIO)
+    return each_epoch, total, options.get("num_warmup_steps", round(ratio * total))
+
+
+def _check_ends(options: Mapping[str, Any], rate: float) -> None:
+    """Raise a `ConfigError` for a last rate above the first, or below zero."""
+    end, least = options.get("lr_end", 0.0), options.get("min_lr", 0.0)
+    if not (_is_number(end) and 0 <= end < rate):
+        raise ConfigError(
+            f"scheduler_options.lr_end = {end!r}: from 0 to below the learning rate, {rate:g}"
+        )
+    if not (_is_number(least) and 0 <= least <= rate):
+        raise ConfigError(
+            f"scheduler_options.min_lr = {least!r}: from 0 to the learning rate, {rate:g}"
         )
 
 
@@ -121,9 +178,9 @@ class Schedule:
         self._ticks = 0
         self._apply()
 
-    def step(self, *, epoch_ends: bool = False) -> None:
-        """An optimizer step was made, maybe the last one of its epoch."""
-        if epoch_ends or not self._each_epoch:
+    def step(self, *, epoch_ends: bool = False, made: bool = True) -> None:
+        """A step is over, maybe the last one of its epoch; `made` unless it was left out."""
+        if epoch_ends if self._each_epoch else made:
             self._ticks += 1
             self._apply()
 
@@ -170,12 +227,9 @@ def build_scheduler(
     """
     check_scheduler(config.scheduler, config.scheduler_options)
     name = config.scheduler or "linear"
-    options = dict(config.scheduler_options)
-    each_epoch = options.pop("scheduler_step", "batch") == "epoch"
-    total = options.pop("num_training_steps", "auto")
-    total = max(epochs if each_epoch else steps, 1) if total == "auto" else total
-    ratio = options.pop("warmup_ratio", DEFAULT_WARMUP_RATIO)
-    warmup = options.pop("num_warmup_steps", round(ratio * total))
+    _check_ends(config.scheduler_options, optimizers[0].defaults["lr"])
+    each_epoch, total, warmup = _lengths(config.scheduler_options, steps, epochs)
+    options = {k: v for k, v in config.scheduler_options.items() if k not in COMMON_OPTIONS}
     if name == "inverse_sqrt":
         options.setdefault("timescale", warmup or 10_000)  # its own default
     try:

@@ -22,7 +22,7 @@ from ftray.runtime.base import Runtime
 from ftray.training.checkpoint import Position
 from ftray.training.job import Job
 from ftray.training.learner import Batch, Learned, Learner
-from ftray.words import percent
+from ftray.words import counted, percent
 
 __all__ = ["Teller"]
 
@@ -46,6 +46,7 @@ class Teller:
         self._texts_per_rank = [0] * runtime.world_size
         self._tokens = self._processed = 0
         self._tokens_are_told = False
+        self._left_out = 0
         self.seconds: dict[str, float] = defaultdict(float)
 
     def tell(self, event: Event) -> None:
@@ -73,6 +74,7 @@ class Teller:
     def started(self) -> None:
         """The loop begins, or goes on."""
         position = self._position
+        self._left_out = self._learner.precision.left_out
         self.tell(
             FitStarted(
                 world_size=self._runtime.world_size,
@@ -123,6 +125,7 @@ class Teller:
                 f"Tokens: {self._tokens:,} of texts so far, {self._processed:,} computed "
                 f"({percent(self._processed - self._tokens, self._processed)} padding)"
             )
+        self._tell_left_out()
         self.tell(
             EpochEnded(
                 epoch=self._position.epoch,
@@ -133,6 +136,16 @@ class Teller:
                 rows_left_out=self._plan.left_out(self._position.epoch),
             )
         )
+
+    def _tell_left_out(self) -> None:
+        """Steps that changed nothing since the last epoch; some are usual at the start."""
+        precision = self._learner.precision
+        count, self._left_out = precision.left_out - self._left_out, precision.left_out
+        if count > 0:
+            self.say(
+                f"precision fp16: {counted(count, 'step')} of this epoch left out, as the norm of "
+                f"the gradient was not finite; the loss scale is {precision.scale():g} now"
+            )
 
     def discarded(self, reason: str) -> None:
         """The loop stands at an earlier step again."""

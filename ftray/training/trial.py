@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from ftray.config import FitConfig
-from ftray.data.dataset import StepRows
-from ftray.errors import ConfigError, FtrayError
+from ftray.data.dataset import StepRows, TrainSet
+from ftray.errors import ConfigError, DataError, FtrayError
 from ftray.losses.base import StepLoss
 from ftray.losses.registry import build_loss, least_dim
 from ftray.runtime.process_group import SingleProcess
 from ftray.training.step import loss_and_gradient
 
-__all__ = ["TRIED_ROWS", "small_loss", "try_loss"]
+__all__ = ["TRIED_ROWS", "check_margins", "margin_notes", "small_loss", "try_loss"]
 
 SMALL_DIM = 8
 """Width of the embeddings that losses are tried with, where a loss asks for no more."""
@@ -39,6 +40,59 @@ def small_loss(config: FitConfig, n_groups: int) -> StepLoss:
         seed=0,
         miner=config.miner,
         miner_options=config.miner_options,
+    )
+
+
+def check_margins(loss: StepLoss, data: TrainSet) -> None:
+    """Refuse a teacher whose margins the loss can never reach, whatever the model.
+
+    Raises:
+        DataError: with the margins, and what learns from them.
+    """
+    widest, bound = _widest_margin(data), loss.widest_margin()
+    if widest > bound:
+        raise DataError(
+            f"{data.source}: the teacher's margins are as wide as {widest:g}, but those of "
+            f"cosines (similarity: cosine, and all that MatryoshkaLoss shortens) are {bound:g} at "
+            f"most, and MarginMSELoss would have them equal. {_learns_all(widest)}"
+        )
+
+
+def margin_notes(
+    config: FitConfig, data: TrainSet, n_groups: int, *, normalised: bool
+) -> list[str]:
+    """What is to be said of a teacher whose margins this model can never reach.
+
+    Args:
+        config: names the loss and its options.
+        data: to train with.
+        n_groups: as in `build_loss`.
+        normalised: whether the model's embeddings have length 1.
+    """
+    if not normalised or data.kind != "distillation":
+        return []
+    widest = _widest_margin(data)
+    bound = small_loss(config, n_groups).widest_margin(unit_length=True)
+    if widest <= bound:
+        return []
+    return [
+        f"{data.source}: the teacher's margins are as wide as {widest:g}, but '{config.model}' "
+        f"gives embeddings of length 1, whose margins are {bound:g} at most: MarginMSELoss will "
+        f"not reach them. {_learns_all(widest)}"
+    ]
+
+
+def _widest_margin(data: TrainSet) -> float:
+    """Of a document's score and a negative's."""
+    assert data.scores is not None
+    return float(np.abs(data.scores[:, :1] - data.scores[:, 1:]).max())
+
+
+def _learns_all(widest: float) -> str:
+    return (
+        "DistillKLDivLoss learns from margins of any width, with loss_options: "
+        f"{{teacher_temperature: {round(widest)}}}; MarginMSELoss with similarity: dot, from a "
+        "model whose embeddings are not normalised; or divide the scores."
     )
 
 

@@ -70,6 +70,7 @@ def test_mistakes_are_one_line(refused: Any, tiny_model: Path, labelled_csv: Pat
         (("--dims", 64), "dims = 64: the model's embeddings have 32 dimensions"),
         (("--quantize", "int8", "--ranges", "no.parquet"), "ranges: 'no.parquet' cannot be read"),
         (("--on-ray",), "on_ray = True needs num_workers"),
+        (("--role", "querry"), "role = 'querry': there is no such role. Did you mean 'query'?"),
     ):
         assert message in refused(*given, *options)
 

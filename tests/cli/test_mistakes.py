@@ -497,7 +497,9 @@ def test_encode(refused, tiny_model, labelled_csv):
     given = ("encode", tiny_model, labelled_csv, "-o")
     assert "There is no folder 'nowhere'" in refused(*given, "nowhere/out.npy")
     assert "ends in .parquet or .npy" in refused(*given, "out.csv")
-    assert "--role reader: query or document" in refused(*given, "out.npy", "--role", "reader")
+    assert "role = 'reader': there is no such role. Valid: 'document', 'query'" in refused(
+        *given, "out.npy", "--role", "reader"
+    )
     assert "no model folder" in refused("encode", "./nowhere", labelled_csv, "-o", "out.npy")
     assert "max_length = 2: at least 8" in refused(*given, "out.npy", "--max-length", 2)
 

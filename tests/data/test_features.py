@@ -18,7 +18,9 @@ from docarray.documents.mesh import VerticesAndFaces
 from docarray.documents.point_cloud import PointsAndColors
 from docarray.typing import NdArray, TorchTensor
 
+from ftray.data.inputs import read_inputs
 from ftray.data.readers import Records, read_records
+from ftray.errors import DataError
 from tests.data.pictured import (
     BOTH,
     FEATURES,
@@ -266,3 +268,19 @@ def test_points_for_an_image_model_are_refused(meshes: Path) -> None:
     assert "of the kind 'image', but the model takes points" in refused(
         [{"mesh": encoded(0), "label": "a"}], modalities=POINTS
     )
+
+
+@pytest.mark.parametrize("numbers", [[1.0, 2.0, 3.0], [1, 2], (0.5,) * 5, [np.float32(1), 2]])
+def test_a_list_of_numbers_is_one_vector_for_a_model_of_features(numbers: Any) -> None:
+    rows = [numbers, numbers[::-1]]
+    inputs = read_inputs(rows, modalities=FEATURES)
+    vectors = [bytes(item.data) for item in inputs.part(0, 2).items]  # type: ignore[union-attr]
+    assert vectors == [np.asarray(row, "<f4").tobytes() for row in rows]
+    assert read_records(rows, modalities=FEATURES).kind == "items"
+    with pytest.raises(DataError, match="index 1: a dict, but the first record is of another"):
+        read_inputs([numbers, {"item": numbers}], modalities=FEATURES)
+
+
+def test_two_vectors_in_a_tuple_stay_a_pair() -> None:
+    records = read_records([([1.0, 2.0], [2.0, 1.0])] * 2, modalities=FEATURES)
+    assert records.kind == "pairs"

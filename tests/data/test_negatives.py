@@ -437,7 +437,8 @@ A = {"query": "a", "document": "b"}
         (
             [{**A, "neg": "c", "score": 1}, {**A, "neg": "c", "score": 2.5}],
             {"csv_options": {"label_conflicts": "error"}},
-            "index 1: the triplet 'a', 'b', 'c' has the score 2.5 / 0, but 1 / 0 at",
+            "index 1: the triplet 'a', 'b', 'c' has the margin 2.5, but 1 at a list of 2 records, "
+            "index 0. Triplets with different margins: 1.",
         ),
     ],
 )
@@ -452,9 +453,7 @@ def test_rows_are_one_only_if_their_negatives_and_scores_are() -> None:
     others = [{**first, "neg": ["d", "c"]}, {**first, "score": [1, 3]}, {**first}]
     records = read_records([first, *others])
     assert "rows that repeat an earlier one: 1" in records.notes
-    assert "1 triplet with two scores or more: 'a', 'b', 'c', 'd' (0 / -1 / -2, 0 / -1 / -3)" in (
-        records.notes
-    )
+    assert "1 triplet with different margins: 'a', 'b', 'c', 'd' (1 / 2, 1 / 3)" in records.notes
     assert len(train_set(records)) == 3
 
 
@@ -522,7 +521,9 @@ def test_losses_and_samplers_that_fit() -> None:
             check_fit(config(loss=loss), taught)
     for loss in ("MarginMSELoss", "DistillKLDivLoss"):
         check_fit(config(loss=loss), taught)
-        assert choose_sampler(config(loss=loss), taught) == "pairs"
+        assert choose_sampler(config(loss=loss), taught) == "random"
+    both = {"losses": [{"loss": "MarginMSELoss"}, {"loss": "InfoNCE"}]}
+    assert choose_sampler(config(loss="MultipleLosses", loss_options=both), taught) == "pairs"
     with pytest.raises(ConfigError, match="and no loss was given"):
         check_fit(config(), taught)
     with pytest.raises(ConfigError, match="CosineSimilarityLoss does not learn from these"):

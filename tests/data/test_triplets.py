@@ -216,7 +216,10 @@ def test_losses_and_samplers_that_fit() -> None:
     data = learnt()
     for loss in ("TripletMarginLoss", "InfoNCE", "MultipleNegativesRankingLoss", "CLIPLoss"):
         check_fit(config(loss=loss), data)
-        assert choose_sampler(config(loss=loss), data) == "pairs"
+        own = loss == "TripletMarginLoss"  # it takes the negatives of the row, and no others
+        assert choose_sampler(config(loss=loss), data) == ("random" if own else "pairs")
+    pairs = learnt([row[:2] for row in ROWS])  # type: ignore[misc]
+    assert choose_sampler(config(loss="TripletMarginLoss"), pairs) == "pairs"
     for loss in ("SupConLoss", "ContrastiveLoss", "ArcFaceLoss", "SigLIPLoss"):
         with pytest.raises(ConfigError, match=f"{loss} does not learn from given negatives"):
             check_fit(config(loss=loss), data)

@@ -54,6 +54,16 @@ def test_bits_are_the_signs(vectors: np.ndarray, name: str) -> None:
     assert np.array_equal(back, np.where(vectors > 0, 1, -1))
 
 
+def test_binary_is_ubinary_with_bit_7_of_each_byte_turned(vectors: np.ndarray) -> None:
+    signs = np.pad(vectors > 0, ((0, 0), (0, 4)))
+    unsigned, signed = (ftray.quantize(vectors, name) for name in ("ubinary", "binary"))
+    assert np.array_equal(np.unpackbits(unsigned, axis=1), signs)
+    assert np.array_equal(signed.astype(int), unsigned.astype(int) - 128)
+    turned = signs.copy()
+    turned[:, ::8] = ~signs[:, ::8]
+    assert np.array_equal(np.unpackbits(signed.view(np.uint8), axis=1), turned)
+
+
 def test_a_dimension_that_is_constant_keeps_its_value() -> None:
     given = np.array([[1.0, 0.25], [2.0, 0.25]], np.float32)
     assert np.array_equal(restored(given, "int8")[:, 1], given[:, 1])
@@ -76,8 +86,14 @@ def test_mistakes_in_codes(vectors: np.ndarray) -> None:
         ftray.quantize(vectors, "int4")
     with pytest.raises(DataError, match=r"int8 needs the range .* \(1, 20\)"):
         ftray.quantize(vectors[:1], "int8")
-    with pytest.raises(ConfigError, match=r"ranges: an array of shape \(2, 7\)"):
+    with pytest.raises(ConfigError, match=r"ranges: an array of shape \(2, 7\), .* \(2, 20\)"):
         ftray.quantize(vectors, "int8", ranges=np.zeros((2, 7)))
+    for wrong in ([["a"] * 20, [1] * 20], [[0] * 20, [1] * 19], {"min": 0}):
+        with pytest.raises(ConfigError, match=r"ranges: no array of numbers, .* \(2, 20\)"):
+            ftray.quantize(vectors, "int8", ranges=wrong)
+    for call in (ftray.quantization_ranges, lambda given: ftray.quantize(given, "binary")):
+        with pytest.raises(DataError, match=r"the vectors are no array of numbers, \(N, D\)"):
+            call([[1.0, 2.0], [3.0]])
     with pytest.raises(ConfigError, match="first row must be the least"):
         ftray.quantize(vectors, "int8", ranges=ftray.quantization_ranges(vectors)[::-1])
     with pytest.raises(ConfigError, match="ranges are for int8"):
@@ -207,6 +223,29 @@ def test_an_evaluation_measures_the_embeddings_that_it_is_asked_for(
     for one in sizes:
         alone = {"dims": one.dims, "quantize": one.quantize, "rescore": one.rescore}
         assert one.metrics == ftray.evaluate(model, labelled_rows, **alone, **options)
+
+
+def test_one_size_alone_is_a_list_of_one(
+    tiny_model: Path, labelled_rows: list[dict[str, str]]
+) -> None:
+    model = ftray.get_model(str(tiny_model))
+    alone = ftray.compare_sizes(model, labelled_rows, dims=16, quantize="ubinary", rescore=2)
+    listed = ftray.compare_sizes(model, labelled_rows, dims=[16], quantize=["ubinary"], rescore=[2])
+    assert alone == listed and [(one.dims, one.bytes, one.rescore) for one in alone] == [(16, 2, 2)]
+    for options, message in (
+        ({"dims": []}, r"dims = \[\]: at least one"),
+        ({"quantize": ()}, r"quantize = \(\): at least one"),
+        ({"quantize": "binary", "rescore": []}, r"rescore = \[\]: at least one"),
+        ({"dims": "16"}, "dims = '16': a positive number"),
+        ({"quantize": "int9"}, "quantize = 'int9': .* Did you mean 'int8'"),
+        ({"limt": 3}, r"compare_sizes has no option 'limt'\. Did you mean 'limit'"),
+        ({"gather_examples": True}, "compare_sizes has no option 'gather_examples'"),
+        ({"max_length": 8}, "max_length = 8: '.*' is loaded already. Give it to get_model"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            ftray.compare_sizes(model, labelled_rows, **options)
+    with pytest.raises(ConfigError, match=r"max_length = 8: '.*' is loaded already"):
+        ftray.evaluate(model, labelled_rows, max_length=8)
 
 
 def test_scored_pairs_are_compared_by_their_codes(tiny_model: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from typing import Any
 
@@ -200,6 +201,51 @@ def test_missing_or_impossible_option_is_an_error_of_the_configuration() -> None
     assert refused("RankedListLoss").startswith("loss_options do not fit RankedListLoss: ")
     assert refused("PNPLoss", variant="Z").startswith("loss_options do not fit PNPLoss: variant=Z")
     assert "loss_options.temperature = 0: a positive number" in refused("InfoNCE", temperature=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("InfoNCE", {"symmetric": "false"}, "loss_options.symmetric = 'false': true or false"),
+        ("InfoNCE", {"temperature": math.inf}, "loss_options.temperature = inf: a positive number"),
+        ("CLIPLoss", {"temperature": "0.05"}, "temperature = '0.05': a positive number"),
+        ("CLIPLoss", {"learnable_temperature": 1}, "learnable_temperature = 1: true or false"),
+        ("SigLIPLoss", {"bias": "x"}, "loss_options.bias = 'x': a number"),
+        ("SigLIPLoss", {"learnable": "no"}, "loss_options.learnable = 'no': true or false"),
+        ("SigLIPLoss", {"temperature": True}, "temperature = True: a positive number"),
+        ("CoSENTLoss", {"scale": math.inf}, "loss_options.scale = inf: a positive number"),
+        ("AnglELoss", {"scale": None}, "loss_options.scale = None: a positive number"),
+        ("DistillKLDivLoss", {"temperature": "1"}, "temperature = '1': a positive number"),
+        ("CosineSimilarityLoss", {"score_range": [0, True]}, "score_range = [0, True]: two"),
+    ],
+)
+def test_wrong_values_of_own_losses_are_named(
+    name: str, options: dict[str, Any], said: str
+) -> None:
+    assert said in refused(name, **options)
+
+
+REDUCED = {"distance": "LpDistance", "embedding_regularizer": "LpRegularizer"}
+
+
+@pytest.mark.parametrize("name", ["SelfSupervisedLoss", "CrossBatchMemory", "CentroidTripletLoss"])
+def test_parts_are_given_to_the_loss_that_uses_them(name: str) -> None:
+    if name == "CentroidTripletLoss":
+        assert built(name, reducer="MeanReducer", **REDUCED)
+        return
+    for part in REDUCED:
+        assert "has no such option" in refused(name, loss="ContrastiveLoss", **{part: "X"})
+    loss: Any = built(name, loss="ContrastiveLoss", loss_options=REDUCED)
+    inner = loss.memory.loss if name == "CrossBatchMemory" else loss.inner
+    assert type(inner.distance).__name__ == "LpDistance"
+    assert type(inner.embedding_regularizer).__name__ == "LpRegularizer"
+
+
+def test_vicreg_takes_a_reducer_alone() -> None:
+    inner: Any = built("VICRegLoss", reducer="MeanReducer").inner
+    assert {type(r).__name__ for r in inner.reducer.reducers.values()} == {"MeanReducer"}
+    for part in REDUCED:
+        assert "VICRegLoss cannot use a" in refused("VICRegLoss", **{part: REDUCED[part]})
 
 
 def test_distance_and_reducer_go_by_name() -> None:

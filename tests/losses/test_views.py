@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ftray.errors import ConfigError
 from ftray.losses.base import LossInputs, Shard, StepLoss
@@ -71,6 +72,46 @@ def test_pairs_that_share_a_text_are_no_negatives_of_each_other() -> None:
     assert torch.equal(both(items, inputs, WHOLE), labelled(items, inputs, WHOLE))
 
 
+@pytest.mark.parametrize("name", ["ContrastiveLoss", "NTXentLoss", "NCALoss", "TripletMarginLoss"])
+def test_a_text_that_is_query_and_document_is_no_positive_of_itself(name: str) -> None:
+    from pytorch_metric_learning import losses
+
+    items, inputs = embeddings(), pairs([[0, 1], [2, 0], [4, 5], [6, 7], [8, 8]], [0, 0, 1, 2, 3])
+    ours = built("SelfSupervisedLoss", loss=name, symmetric=False)(items, inputs, WHOLE)
+    queries, documents = items[[0, 2, 4, 6, 8]], items[[0, 1, 5, 7, 8]]
+    same = torch.tensor([[0, 1], [1, 0], [1, 1], [2, 2], [3, 3]])  # not (0, 0), nor (4, 4)
+    groups = torch.tensor([0, 0, 1, 2, 3]), torch.tensor([0, 0, 1, 2, 3])
+    other = torch.nonzero(groups[0][:, None] != groups[1])
+    if name == "NCALoss":
+        near = -(torch.cdist(*(functional.normalize(x) for x in (queries, documents))) ** 2)
+        itself = torch.tensor([1.0, 0, 0, 0, 1]).diag().bool()
+        near = near.masked_fill(itself, -1e9)
+        share = (near.softmax(dim=1) * (groups[0][:, None] == groups[1])).sum(dim=1)
+        wanted = -share[:4].log().sum() / 4  # 8 has no positive
+    elif name == "TripletMarginLoss":
+        triplets = [(a, p, n) for a, p in same.tolist() for b, n in other.tolist() if a == b]
+        chosen = tuple(torch.tensor(triplets).T)
+        wanted = losses.TripletMarginLoss()(queries, None, chosen, documents)
+    else:
+        chosen = (*same.T, *other.T)
+        wanted = getattr(losses, name)()(queries, None, chosen, documents)
+    check_same(ours, wanted, items)
+
+
+def test_triplets_that_are_drawn_leave_out_a_text_as_its_own_positive() -> None:
+    items, inputs = embeddings(), pairs([[0, 0], [2, 3], [4, 5]], [0, 1, 2])
+    options = {"triplets_per_anchor": 20, "margin": 9, "reducer": "MeanReducer"}
+    loss = built("SelfSupervisedLoss", loss="TripletMarginLoss", loss_options=options,
+                 symmetric=False)  # fmt: skip
+    seen: list[Any] = []
+    loss.inner.register_forward_pre_hook(lambda _, given: seen.append(given[2]))  # type: ignore[union-attr]
+    loss(items, inputs, WHOLE)
+    (triplets,) = seen
+    assert len(triplets) == 3 and set(triplets[0].tolist()) == {1, 2}, "0 has no other positive"
+    alone = loss(items, pairs([[8, 8]], [0]), WHOLE)
+    assert float(alone.detach()) == 0 and alone.requires_grad
+
+
 def test_a_text_paired_with_itself_alone_teaches_nothing() -> None:
     items, inputs = embeddings(), pairs([[3, 3]], [0])
     loss = built("SelfSupervisedLoss", loss="NCALoss")(items, inputs, WHOLE)
@@ -107,6 +148,20 @@ def test_centres_are_those_of_the_other_texts_of_a_class() -> None:
                 expected.append((near - far + 0.4).relu())
     assert len(expected) == 10
     check_same(loss(items, inputs, WHOLE), torch.stack(expected).mean(), items)
+
+
+def test_a_regularizer_sees_the_texts_and_not_the_centres() -> None:
+    given = {"embedding_regularizer": "LpRegularizer", "embedding_reg_weight": 0.3}
+    for labels in ([0, 1, 0, 2, 1, 0], [0, 1, 2, 3, 4, 5]):  # the latter has no triplets at all
+        items, rows = embeddings(6), torch.arange(6)[:, None]
+        inputs = LossInputs(
+            labels=torch.tensor(labels), label_items=rows[:, 0], columns=rows, text_ids=rows
+        )
+        terms = []
+        for name in ("CentroidTripletLoss", "TripletMarginLoss"):
+            with_term = built(name, **given)(items, inputs, WHOLE)
+            terms.append(with_term - built(name)(items, inputs, WHOLE))
+        check_same(*terms, items)
 
 
 def test_centres_need_two_classes_and_two_texts_of_one() -> None:

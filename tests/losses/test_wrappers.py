@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -11,14 +12,17 @@ from torch.nn import functional
 
 from ftray.errors import ConfigError, DataError
 from ftray.losses.base import LossInputs, Shard, StepLoss
+from ftray.losses.metric import build_miner
 from ftray.losses.registry import (
     build_loss,
     check_loss,
-    learns_of_classes,
+    check_width,
     least_dim,
     loss_names,
     loss_needs,
+    misfit,
     takes_triplets,
+    tied_to_classes,
 )
 
 WHOLE = Shard()
@@ -126,9 +130,17 @@ def test_a_learned_temperature_is_kept_in_range_and_logged_for_each_dim() -> Non
 
 
 def test_a_miner_picks_in_each_dim() -> None:
-    mined = built("MatryoshkaLoss", "BatchHardMiner", loss="ContrastiveLoss", dims=[2, 8])
-    plain = built("MatryoshkaLoss", loss="ContrastiveLoss", dims=[2, 8])
-    assert mined(embeddings(), rows(2), WHOLE) != plain(embeddings(), rows(2), WHOLE)
+    items, name, miner = embeddings(), "ContrastiveLoss", "BatchHardMiner"
+    mined = built("MatryoshkaLoss", miner, loss=name, dims=[2, 8])(items, rows(2), WHOLE)
+    slices = [functional.normalize(items[:, :dim], dim=1) for dim in (2, 8)]
+    parts = [built(name, miner)(part, rows(2), WHOLE) for part in slices]
+    torch.testing.assert_close(mined, torch.stack(parts).sum())
+    once = build_miner(miner, {})(items, rows(2).labels)
+    inner: Any = built(name).inner
+    shared = [inner(part, rows(2).labels, once) for part in slices]
+    assert float((mined - torch.stack(shared).sum()).detach().abs()) > 1e-3, (
+        "picked once for all dims"
+    )
 
 
 def test_several_losses_are_their_weighted_sum() -> None:
@@ -238,8 +250,10 @@ def test_what_data_a_mix_fits() -> None:
     assert loss_names("MultipleLosses", nested) == ["CLIPLoss", "MarginLoss"]
     assert loss_needs("MultipleLosses", nested) == "pairs"
     assert least_dim("MultipleLosses", nested) == 300 and least_dim("CLIPLoss") == 1
-    assert not learns_of_classes("MultipleLosses", nested)
-    assert learns_of_classes("MatryoshkaLoss", {"loss": "ArcFaceLoss", "dims": [2]})
+    assert tied_to_classes("MultipleLosses", nested) is None
+    assert tied_to_classes("MatryoshkaLoss", {"loss": "ArcFaceLoss", "dims": [2]}) == (
+        "In loss_options of MatryoshkaLoss: ArcFaceLoss learns something for each class"
+    )
 
 
 def test_an_object_says_the_same_of_its_data_as_the_name() -> None:
@@ -250,6 +264,47 @@ def test_an_object_says_the_same_of_its_data_as_the_name() -> None:
     taught = built("MatryoshkaLoss", loss="MarginMSELoss", dims=[4])
     assert taught.needs == "distillation"
     assert built("MatryoshkaLoss", loss="TripletMarginLoss", dims=[4]).takes_triplets
+
+
+MINED = {"loss": "MatryoshkaLoss", "miner": "BatchHardMiner"}
+
+
+def test_a_miner_is_handed_down_to_the_loss_that_it_mines_for() -> None:
+    inner = {"loss": "TripletMarginLoss", "dims": [8, 4]}
+    options = {"losses": [{**MINED, "loss_options": inner}, {"loss": "InfoNCE"}]}
+    assert not takes_triplets("MultipleLosses", options), "the miner picks; negatives are unread"
+    assert not built("MultipleLosses", **options).takes_triplets
+    assert misfit("MultipleLosses", options, lambda needs, takes: takes) == (
+        "In loss_options.losses[0]: In loss_options of MatryoshkaLoss: TripletMarginLoss with "
+        "miner BatchHardMiner"
+    )
+    assert misfit("InfoNCE", {}, lambda needs, takes: needs == "labels") == "InfoNCE"
+
+
+def test_dims_are_compared_with_a_width_at_every_depth() -> None:
+    inner = {"loss": "InfoNCE", "dims": [6]}
+    outer = {"loss": "MatryoshkaLoss", "loss_options": inner, "dims": [8, 4]}
+    with pytest.raises(ConfigError, match=r"MatryoshkaLoss: loss_options.dims: 6, but .* only 4"):
+        check_width("MatryoshkaLoss", outer, 8)
+    check_width("MatryoshkaLoss", inner, 6)
+    mixed = {"losses": [{"loss": "MatryoshkaLoss", "loss_options": inner}]}
+    with pytest.raises(ConfigError, match=r"losses\[0\]: loss_options.dims: 6, but .* only 5"):
+        check_width("MultipleLosses", mixed, 5)
+
+
+def test_which_margins_can_be_reached() -> None:
+    taught = [{"loss": "MarginMSELoss"}, {"loss": "InfoNCE"}]
+    assert built("MultipleLosses", losses=taught).widest_margin() == math.inf
+    assert built("MultipleLosses", losses=taught).widest_margin(unit_length=True) == 2
+    assert built("MarginMSELoss", similarity="cosine").widest_margin() == 2
+    assert built("MatryoshkaLoss", loss="MarginMSELoss", dims=[4]).widest_margin() == 2
+    assert built("MatryoshkaLoss", loss="DistillKLDivLoss", dims=[4]).widest_margin() == math.inf
+
+
+@pytest.mark.parametrize("option", ["weights", "miners"])
+def test_the_form_of_pytorch_metric_learning_gets_ours(option: str) -> None:
+    message = refused("MultipleLosses", losses=[{"loss": "SupConLoss"}], **{option: [1]})
+    assert "here each loss has its own: loss_options: {losses: [{loss: TripletMarginLoss" in message
 
 
 def test_scores_are_checked_by_the_losses_inside() -> None:

@@ -82,15 +82,23 @@ def data_of(model: str) -> TrainSet:
     return type(part)(**{**vars(part), "rows": pictures})
 
 
-def kept_of(encoder: Encoder, data: TrainSet, **more: Any) -> tuple[KeptFeatures, list[str]]:
+def kept_of(
+    encoder: Encoder, data: TrainSet, is_stopped: Any = lambda: False, **more: Any
+) -> tuple[KeptFeatures, list[str]]:
     maker = FeatureMaker(
         encoder=encoder,
         collectives=SingleProcess(torch.device("cpu")),
         layout="auto",
         data_workers=0,
         on_progress=lambda *_: None,
+        is_stopped=is_stopped,
     )
-    return maker.made([data], **more)
+    return maker.made({"training": data}, **more)
+
+
+def evaluation(*texts: str, role: str = "") -> Any:
+    side = Side("text", role, pa.array(texts, pa.large_string()), NO_BLOBS)
+    return SimpleNamespace(name="held out", sides=(side,))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -168,14 +176,78 @@ def test_more_than_there_is_room_for_is_encoded_in_every_step(
         "Frozen, but encoded in every step: what is made of the training data takes more than 1 kB"
     ]
     monkeypatch.setattr(frozen, "MAX_BYTES", size)
-    spec: Any = SimpleNamespace(
-        sides=(Side("text", "", pa.array(["lost", "never seen"], pa.large_string()), NO_BLOBS),)
-    )
-    kept, _ = kept_of(encoder, data_of("text"), evaluations=[spec])
+    spec = evaluation("lost", "never seen")
+    kept, notes = kept_of(encoder, data_of("text"), evaluations=[spec])
     assert (len(kept), kept.size) == (8, size), "the evaluation is left out"
+    assert notes[0] == (
+        "Frozen, but encoded at each evaluation: for what is made of 'held out' there is no room "
+        "left in 1 kB"
+    )
     monkeypatch.setattr(frozen, "MAX_BYTES", size + 32 * 4)
     kept, _ = kept_of(encoder, data_of("text"), evaluations=[spec])
     assert len(kept) == 9 and ("", "never seen") in kept
+
+
+def test_the_data_that_did_not_fit_is_named(
+    places: dict[str, tuple[str, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = load_encoder(places["text"][0], surgery=WHOLE)
+    more = train_set(read_records([{"query": f"a {i}", "document": "why"} for i in range(3)]))
+    maker = FeatureMaker(
+        encoder=encoder,
+        collectives=SingleProcess(torch.device("cpu")),
+        layout="auto",
+        data_workers=0,
+        on_progress=lambda *_: None,
+        is_stopped=lambda: False,
+    )
+    both = {"training": data_of("text"), "validation": more}
+    kept, notes = maker.made(both)
+    assert len(kept) == 12
+    assert notes[0].startswith("Frozen: 12 texts of the training and validation data are encoded")
+    monkeypatch.setattr(frozen, "MAX_BYTES", 11 * 32 * 4)
+    kept, notes = maker.made(both)
+    assert len(kept) == 0 and "made of the validation data takes more than 1 kB" in notes[0]
+
+
+@pytest.mark.parametrize("model", ["text", "clip", "towers"])
+def test_a_text_counts_once_where_roles_make_no_difference(
+    places: dict[str, tuple[str, dict[str, Any]]], model: str
+) -> None:
+    place, own = places[model]
+    encoder = load_encoder(place, options=own, surgery=WHOLE).double()
+    data = data_of(model)
+    text = next(c for _, c in data.step_rows(np.arange(1), roles_differ=False).texts)
+    assert isinstance(text, str)
+    before, _ = kept_of(encoder, data)
+    specs = [evaluation(text, "new one", role=role) for role in ("query", "document", "text", "")]
+    kept, _ = kept_of(encoder, data, evaluations=specs)
+    assert len(kept) == len(before) + 1
+    items = [("query", text), ("text", "new one")]
+    knowing = KnowingEncoder(encoder.eval(), kept)
+    assert knowing.collate(items).tokens == 0
+    difference = knowing(knowing.collate(items)) - encoder(encoder.collate(items))
+    assert difference.abs().max() < 1e-12
+
+
+def test_a_prompt_of_both_roles_is_not_that_of_none(tmp_path: Any) -> None:
+    """As `query: ` of E5 for texts of one kind: pairs are trained with it, as they are used."""
+    folder = tiny_text_model(tmp_path, prompts={"query": "find: ", "document": "find: "})
+    encoder = load_encoder(str(folder), surgery=WHOLE)
+    assert encoder.roles_differ and encoder.towers == ()
+    kept, _ = kept_of(encoder, data_of("text"))
+    assert ("query", "lost") in kept and ("", "lost") not in kept
+
+
+def test_a_run_that_is_to_stop_keeps_nothing(
+    places: dict[str, tuple[str, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frozen, "BATCH", 2)
+    encoder = load_encoder(places["text"][0], surgery=WHOLE)
+    asked = iter([False, False, True])
+    kept, notes = kept_of(encoder, data_of("text"), is_stopped=lambda: next(asked))
+    assert len(kept) == 0 and notes == ["The run is to stop: what is frozen is not encoded"]
+    assert next(asked, None) is None
 
 
 def test_what_augmentation_changes_is_said(

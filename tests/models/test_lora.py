@@ -128,6 +128,29 @@ def test_two_models_have_an_adapter_each(folders: dict[str, Path], tmp_path: Pat
     assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == ["document", "query"]
 
 
+def test_a_static_tower_is_frozen_as_what_has_adapters_is(tmp_path: Path) -> None:
+    folder = str(tiny_two_towers(tmp_path, static_queries=True))
+    encoder = load_encoder(folder, surgery=Surgery(lora={}))
+    trained = {n for n, weight in encoder.named_parameters() if weight.requires_grad}
+    assert trained and all(".lora_" in name for name in trained)
+
+
+def test_what_names_layers_is_carried_out(folders: dict[str, Path]) -> None:
+    options = {
+        "target_modules": ["query", "key", "value"],
+        "exclude_modules": ["key"],
+        "rank_pattern": {"query": 2},
+        "alpha_pattern": {"1.attention.self.value": 3.0},
+        "layers_to_transform": [1],
+        "layers_pattern": "layer",
+    }
+    encoder = load_encoder(str(folders["bert"]), surgery=Surgery(lora=options))
+    found = {name.rsplit(".", 1)[-1]: encoder.get_submodule(name) for name in adapted(encoder)}
+    layers: dict[str, Any] = found
+    assert {name: layer.r["default"] for name, layer in layers.items()} == {"query": 2, "value": 8}
+    assert (layers["query"].scaling["default"], layers["value"].scaling["default"]) == (4, 3 / 8)
+
+
 def test_the_seed_alone_decides_how_adapters_begin(folders: dict[str, Path]) -> None:
     def made(seed: int) -> dict[str, Tensor]:
         torch.rand(seed + 1)  # whatever was drawn before
@@ -203,7 +226,29 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no rank": ({"r": 0}, "lora.r = 0: input should be greater than or equal to 1"),
     "yes": ({"r": True}, "lora.r = True: a number is expected"),
     "a layer": ({"target_modules": ["quary"]}, "no layer 'quary'. Did you mean 'query'"),
-    "an expression": ({"target_modules": "nothing"}, "lora does not fit .* nothing not found"),
+    "an expression": ({"target_modules": "query"}, "no layer whose whole name is like 'query'"),
+    "no expression": ({"target_modules": "("}, r"'\(' is no regular expression: missing \)"),
+    "nor to exclude": ({"exclude_modules": "("}, r"'\(' is no regular expression: missing \)"),
+    "nor of ranks": ({"rank_pattern": {"(": 4}}, r"'\(' is no regular expression: missing \)"),
+    "nothing": ({"target_modules": []}, r"target_modules = \[\]: nothing is chosen"),
+    "a list of layers": (
+        {"target_modules": ["layer"]},
+        "'layer' is encoder.layer of '.*', a ModuleList, which can have no adapters",
+    ),
+    "to exclude": ({"exclude_modules": ["quer"]}, "no layer 'quer' .* Did you mean 'query'"),
+    "ranks": ({"rank_pattern": {"quer": 4}}, "called 'quer'. Did you mean 'query'"),
+    "ranks of others": ({"rank_pattern": {"key": 4}}, "that has adapters is called 'key'"),
+    "alphas": ({"alpha_pattern": {"vlaue": 4}}, "called 'vlaue'. Did you mean 'value'"),
+    "a number": ({"layers_to_transform": [0, 99]}, "has no layer 99, but those from 0 to 1"),
+    "a pattern": (
+        {"layers_to_transform": [0], "layers_pattern": "lyer"},
+        "has no such layers. Did you mean 'layer'",
+    ),
+    "a pattern alone": ({"layers_pattern": "layer"}, "layers_to_transform are, which is left out"),
+    "numbers and all": (
+        {"layers_to_transform": [0], "target_modules": "all-linear"},
+        "it goes with a list of names, and target_modules is the text 'all-linear'",
+    ),
     "two": ({"target_modules": ["query", "vlaue"]}, "no layer 'vlaue'. Did you mean 'value'"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +17,22 @@ from torch import nn
 
 import ftray
 from ftray.errors import ConfigError, FtrayError, ModelError, StorageError
-from ftray.models.artifact import write_artifact
+from ftray.models.artifact import save_encoder, write_artifact
 from ftray.models.base import Encoder
 from ftray.models.module import ModuleParts, keep_module
 from ftray.models.onnx import GraphSession, load_onnx
-from ftray.models.onnx_export import Graph, _compare, check_exportable, check_kind, write_onnx
-from ftray.models.registry import load_encoder
+from ftray.models.onnx_export import (
+    Graph,
+    _compare,
+    _forwards,
+    _origin,
+    _read,
+    _take_along,
+    check_exportable,
+    check_kind,
+    write_onnx,
+)
+from ftray.models.registry import load_encoder, locate_model
 from ftray.models.surgery import Surgery
 from ftray.record.storage import Storage
 from tests.models.test_packing import OTHERS, OWN, made
@@ -153,6 +164,28 @@ def test_a_tower_is_selected(text: Path) -> None:
         ftray.get_model(text, "image", is_onnx=True)
 
 
+def test_options_that_the_graph_does_not_follow_are_refused(text: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model_options.pooling: .* prompts alone can be given"):
+        ftray.get_model(text, is_onnx=True, model_options={"pooling": "max"})
+    with pytest.raises(ConfigError, match="Did you mean 'pooling'"):
+        ftray.get_model(text, is_onnx=True, model_options={"poling": "max"})
+    other = {"model_options": {"prompts": {"query": "another: "}}}
+    found = [ftray.get_model(text, is_onnx=x, **other) for x in (False, True)]
+    embeddings = [ftray.encode(model, TEXTS, role="query") for model in found]
+    assert far(*embeddings) < SAME
+    plain = ftray.encode(ftray.get_model(text, is_onnx=True), TEXTS, role="query")
+    assert far(plain, embeddings[1]) > SAME
+
+
+def test_a_gpu_that_onnxruntime_cannot_use_is_no_cpu(mlp: Path) -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime computes on GPUs")
+    with pytest.raises(ModelError, match=r"device = 'cuda': .* Install onnxruntime-gpu"):
+        ftray.get_model(mlp, is_onnx=True, device="cuda")
+    things = np.ones((2, 5), "float32")
+    assert ftray.encode(ftray.get_model(mlp, is_onnx=True, device="auto"), things).shape == (2, 4)
+
+
 def test_a_graph_goes_to_other_processes(mlp: Path) -> None:
     graph = load_onnx(str(mlp))
     things = np.random.default_rng(0).standard_normal((3, 5)).astype("float32")
@@ -176,12 +209,47 @@ def test_what_the_artifact_says_of_its_origin_goes_along(mlp: Path, tmp_path: Pa
     facts = {"base_model": "mlp", "run": "runs/default/first", "license": "mit"}
     write_artifact(Storage(str(source)), load_encoder(str(mlp)), facts)
     (source / "artifact" / "README.md").write_text("# A card\n")
-    ftray.to_onnx(source / "artifact", tmp_path / "target")
+    ftray.to_onnx(f"file://{source}/artifact", tmp_path / "target")
     kept = json.loads((tmp_path / "target" / "ftray.json").read_text())
     assert kept == json.loads((source / "artifact" / "ftray.json").read_text())
     assert (tmp_path / "target" / "README.md").read_text() == "# A card\n"
     with pytest.raises(StorageError, match="exists already; nothing is overwritten"):
         ftray.to_onnx(mlp, tmp_path / "target")
+
+
+def test_the_adapters_beside_merged_weights_go_along(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    encoder = load_encoder(str(tiny_two_towers(tmp_path / "b")), surgery=Surgery(lora={"r": 2}))
+    save_encoder(encoder, source)
+    with _read(f"file://{source}") as (_, place):
+        _take_along(place, target)
+    files = sorted(file.relative_to(target) for file in target.rglob("*") if file.is_file())
+    assert [file.parts[:2] for file in files] == 2 * [("adapter", "document")] + 2 * [
+        ("adapter", "query")
+    ]
+    assert all((target / file).read_bytes() == (source / file).read_bytes() for file in files)
+
+
+def test_the_licence_of_a_registered_model_goes_along() -> None:
+    place = locate_model("minilm")
+    facts = _origin("minilm", place)
+    assert facts["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"
+    assert facts["license"] == "apache-2.0" and "began_with" not in facts
+
+
+def test_the_card_of_a_registered_model_goes_along(tmp_path: Path) -> None:
+    place = locate_model("minilm")
+    _take_along(place, tmp_path / "target")
+    assert os.listdir(tmp_path / "target") == ["README.md"]
+    assert (tmp_path / "target" / "README.md").read_text() == Path(place, "README.md").read_text()
+
+
+def test_a_graph_is_compared_once_where_the_roles_are_equal(text: Path, tmp_path: Path) -> None:
+    """Inputs of three roles, and of one where there are no prompts."""
+    graph = Graph(name="model", role="", modality="text", hidden=True)
+    assert len(list(_forwards(load_encoder(str(text)), graph, 2, 3))) == 3
+    plain = load_encoder(str(tiny_text_model(tmp_path / "plain", layers=1)))
+    assert len(list(_forwards(plain, graph, 2, 3))) == 1
 
 
 def test_an_artifact_with_graphs(mlp: Path, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Normalize
+from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor
 
 from ftray.errors import ConfigError, ModelError
@@ -81,6 +83,19 @@ def test_its_gradient_is_that_of_finite_differences_and_never_large() -> None:
     assert not features.grad[mask == 0].any()  # type: ignore[index]
 
 
+@pytest.mark.parametrize("p", [1.0, 0.5, -2.0])
+def test_below_one_it_is_the_mean_and_may_come_back(p: float) -> None:
+    features, mask = drawn()
+    features.requires_grad_()
+    exponents = [torch.tensor([q], dtype=torch.float64, requires_grad=True) for q in (p, 1.0)]
+    found = [generalised_mean(features, q, mask) for q in exponents]
+    assert torch.equal(*found)
+    found[0].sum().backward()
+    assert float(features.grad.abs().max()) <= 1  # type: ignore[union-attr]
+    found[1].sum().backward()
+    assert exponents[0].grad == exponents[1].grad != 0
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 1.0, 6e4])
 @pytest.mark.parametrize("p", [0.001, 1.0, 3.0, 100.0])
@@ -143,8 +158,11 @@ def test_an_artifact_with_gem_loads_in_ftray_and_sentence_transformers_refuses_i
     assert np.array_equal(vectors(encoder), vectors(again))
     kept = load_encoder(str(tmp_path), options={"pooling": "gem"})
     assert float(kept.get_parameter("model.1.gem.p").detach()) == 4.5
-    other = load_encoder(str(tmp_path), options={"pooling": "gem", "pooling_p": 2.0})
-    assert float(other.get_parameter("model.1.gem.p").detach()) == 2.0
+    # the same YAML continues from the artifact
+    same = load_encoder(str(tmp_path), options={"pooling": "gem", "pooling_p": 2.0})
+    assert float(same.get_parameter("model.1.gem.p").detach()) == 4.5
+    with pytest.raises(ConfigError, match=r"pooling_p = 3: '.*' was made with 2, which"):
+        load_encoder(str(tmp_path), options={"pooling": "gem", "pooling_p": 3.0})
     note = json.loads((tmp_path / "ftray.json").read_text())["note"]
     assert "SentenceTransformer(folder) refuses it" in note
     with pytest.raises(ValueError, match="not part of Sentence Transformers"):
@@ -198,6 +216,20 @@ def test_a_model_that_does_not_pool_tokens_has_no_pooling(tmp_path: Path) -> Non
         load_encoder(str(tmp_path / "static"), options={"pooling": "mean"})
 
 
+def test_a_pooling_of_another_width_is_refused_where_a_layer_follows(
+    folder: Path, tmp_path: Path
+) -> None:
+    parts = list(SentenceTransformer(str(folder), device="cpu"))
+    both = [parts[0], Pooling(32, ("mean", "max"))]
+    SentenceTransformer(modules=[*both, Dense(64, 16)], device="cpu").save(str(tmp_path / "dense"))
+    said = "pooling = 'cls' gives 32 numbers, but the Dense that follows in '.*' takes the 64 of"
+    with pytest.raises(ConfigError, match=said):
+        load_encoder(str(tmp_path / "dense"), options={"pooling": "cls"})
+    SentenceTransformer(modules=[*both, Normalize()], device="cpu").save(str(tmp_path / "last"))
+    narrow = load_encoder(str(tmp_path / "last"), options={"pooling": "cls"})
+    assert narrow.own_dim == vectors(narrow).shape[1] == 32
+
+
 # ------------------------------------------------------------------ image models
 
 
@@ -219,9 +251,14 @@ def test_a_vision_model_pools_its_last_layer(tmp_path: Path, kind: str) -> None:
         p.fill_(5.0)
     save_encoder(encoder, tmp_path / "again")
     again = load_encoder(str(tmp_path / "again"))
-    assert torch.equal(of_pictures(again), of_pictures(encoder))
+    want = of_pictures(encoder)
+    assert torch.equal(of_pictures(again), want)
     assert not torch.allclose(of_pictures(again), of_pictures(mean), atol=1e-3)
     assert "GeM" in json.loads((tmp_path / "again" / "ftray.json").read_text())["note"]
+    for same in ({"pooling": "gem", "pooling_p": 3.0}, {"pooling": "auto"}):
+        assert torch.equal(of_pictures(load_encoder(str(tmp_path / "again"), options=same)), want)
+    with pytest.raises(ConfigError, match="pooling_p = 2.0: '.*' was made with 3.0"):
+        load_encoder(str(tmp_path / "again"), options={"pooling_p": 2.0})
 
 
 def test_a_convnet_pools_its_maps(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoModel
 
 import ftray
-from ftray.config import FitConfig
+from ftray.config import FitConfig, validated
 from ftray.errors import ConfigError
 from ftray.evaluation.encode import encode_texts
 from ftray.media import Media
@@ -122,8 +122,8 @@ def test_embeddings_have_the_width_that_is_asked_for_and_the_artifact_keeps_it(
     assert again.embedding_dim == DIM
     assert torch.equal(embedded(again), found)
     assert set(again.state_dict()) == set(encoder.state_dict())
-    trained = [name for name, weight in again.named_parameters() if not weight.requires_grad]
-    assert trained == []
+    frozen = [name for name, weight in again.named_parameters() if not weight.requires_grad]
+    assert all("pooler" in name for name in frozen)  # BERT's, which its tokens do not go through
 
 
 @pytest.mark.parametrize("kind", ["text", "not normalised", "two text towers"])
@@ -252,8 +252,8 @@ def test_frozen_weights_have_no_gradient_and_no_place_in_the_optimizer(
     optimizer.step()
     known = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
     for name, weight in encoder.named_parameters():
-        frozen = ".embeddings." in name
-        assert (weight.grad is None) == frozen or "pooler" in name, name
+        frozen = ".embeddings." in name or ".pooler." in name
+        assert (weight.grad is None) == frozen, name
         assert (id(weight) in known) != frozen, name
         assert (weight in optimizer.state) == (weight.grad is not None), name
         assert torch.equal(weight, before[name]) == (weight.grad is None), name
@@ -295,10 +295,57 @@ def test_a_name_that_nothing_has_is_refused_with_the_nearest(folders: dict[str, 
         made(folders, "text", freeze=("*.embeddings.*", "*.layers.0.*"))
 
 
+@pytest.mark.parametrize("pattern", ["embeddings", "encoder", "layer.0", "layer.[0-1].*"])
+def test_the_end_of_a_name_is_told_how_to_become_a_pattern(
+    folders: dict[str, str], pattern: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        made(folders, "text", freeze=(pattern,))
+    assert f" Did you mean '*.{pattern}'? " in str(caught.value)
+    assert made(folders, "text", freeze=(f"*.{pattern}",)).kind == "text"
+
+
+def test_one_name_is_a_list_of_one_and_what_is_none_is_refused_in_one_sentence() -> None:
+    def frozen(value: Any) -> Any:
+        return validated({"model": "tiny", "train_data": "-", "freeze": value}).freeze
+
+    assert frozen("*.embeddings") == frozen(("*.embeddings",)) == ["*.embeddings"]
+    assert (frozen(True), frozen("true"), frozen(None), frozen([])) == (True, True, False, [])
+    for wrong in (3, [True], {"embeddings": True}):
+        with pytest.raises(ConfigError) as caught:
+            frozen(wrong)
+        said = "true, false, or names of layers are expected, as ['*.embeddings']"
+        assert str(caught.value) == f"freeze = {wrong!r}: {said}"
+
+
 def test_something_must_be_left_to_train(folders: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=r"freeze = \['\*'\] leaves nothing of '.*' to train"):
         made(folders, "text", freeze=("*",))
     assert made(folders, "text", freeze=("*",), output_dim=DIM).embedding_dim == DIM
+    # what is left of these is a pooler that no embedding goes through
+    with pytest.raises(ConfigError, match="leaves nothing"):
+        made(folders, "text", freeze=("*.embeddings", "*.encoder"))
+    with pytest.raises(ConfigError, match="leaves nothing"):
+        load_encoder(
+            folders["vit"],
+            options={"pooling": "cls"},
+            surgery=Surgery(freeze=("*.embeddings", "*.layers", "*.layernorm")),
+        )
+
+
+def test_a_pooler_that_is_passed_over_is_kept_and_never_trained(
+    folders: dict[str, str], tmp_path: Path
+) -> None:
+    encoder = made(folders, "text")
+    found = ftray.model_summary(encoder, show=False)
+    idle = [layer for layer in found.layers if not layer.trained]
+    assert [layer.name for layer in idle] == ["model.0.model.pooler.dense"]
+    save_encoder(encoder, tmp_path)
+    before, after = (AutoModel.from_pretrained(at) for at in (folders["text"], tmp_path))
+    assert before.state_dict().keys() == after.state_dict().keys()
+    assert torch.equal(before.pooler.dense.weight, after.pooler.dense.weight)
+    vit = [load_encoder(folders["vit"], options={"pooling": how}) for how in ("pooler", "cls")]
+    assert [len(encoder.unused) for encoder in vit] == [0, 1]
 
 
 # ------------------------------------------------------------------ prompts
@@ -435,6 +482,16 @@ def test_the_summary_shows_what_a_surgery_would_do(
     assert all(weight.requires_grad for weight in loaded.parameters())
     with pytest.raises(ConfigError, match="a name, a folder, an encoder or a module is expected"):
         ftray.model_summary(3)
+    for wrong, said in (
+        ({"output_dim": 0}, "output_dim = 0: input should be greater than or equal to 1"),
+        ({"output_dim": 32.5}, "output_dim = 32.5: "),
+        ({"lora": True}, "lora = True: input should be a valid dictionary"),
+        ({"freeze": [True]}, r"freeze = \[True\]: true, false, or names"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            ftray.model_summary(folders["text"], show=False, **wrong)  # type: ignore[arg-type]
+    frozen = ftray.model_summary(folders["text"], freeze="*.encoder", output_dim="8", show=False)  # type: ignore[arg-type]
+    assert frozen.embedding_dim == 8 and frozen.trained < frozen.parameters
 
 
 def test_weights_that_two_layers_share_count_once() -> None:

@@ -5,6 +5,7 @@ Nothing in it is made up, and nothing tells where on the machine things were.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -15,12 +16,15 @@ import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from peft import PeftModel
 from PIL import Image
+from transformers import AutoModel
 
 import ftray
 from ftray.callbacks import EvaluationCallback
 from ftray.config import validated
-from ftray.report.card import _bases, _licence, bare
+from ftray.errors import ModelError
+from ftray.report.card import _bases, _licence, _trained, bare
 from tests.tiny import tiny_clip, tiny_image_model, tiny_text_model
 
 PROMPTS = {"query": "find: ", "document": ""}
@@ -47,7 +51,7 @@ def executed(card: str, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, labelled_csv: Path) -> ftray.Run:
-    """A fit of a text model, which has a licence, with two evaluations."""
+    """A fit of a text model, which has a licence, with a head and two evaluations."""
     folder = tmp_path_factory.mktemp("card")
     model = tiny_text_model(folder / "base", prompts=PROMPTS)
     (model / "README.md").write_text("---\nlicense: mit\n---\n")
@@ -59,6 +63,10 @@ def run(tmp_path_factory: pytest.TempPathFactory, labelled_csv: Path) -> ftray.R
         epochs=2,
         batch_size=32,
         learning_rate=1e-3,
+        output_dim=8,
+        freeze=["*.embeddings"],
+        ema_decay=0.5,
+        model_options={"pooling": "max"},
         description="Of cards | and *banks*.",
         num_workers=0,
         storage_path=str(folder / "runs"),
@@ -104,6 +112,14 @@ def test_its_numbers_are_those_of_the_run(run: ftray.Run, card: str) -> None:
     assert f"| train_data | train.csv | {data['train_data']['rows']} rows" in card
     assert all(source["fingerprint"] in card for source in data.values())
     for told in ("temperature=0.2", "Learning rate: up to 0.001", "1 worker, cpu", "seed: 0"):
+        assert told in card
+    for told in (
+        "- Trained: a linear layer behind the model, to 8 numbers; all weights but `*.embeddings`",
+        "- Averaged: exponential moving average of the weights (ema_decay=0.5)",
+        "- Options of the model: pooling=max",
+        "Prompts, which a text's role puts before it (`role=` of `ftray.encode`): before a query "
+        "`find: `.",
+    ):
         assert told in card
     assert "Of cards | and *banks*." in card and "The base model's licence: mit." in card
 
@@ -162,8 +178,19 @@ def test_a_continued_fit_names_the_one_before(run: ftray.Run, labelled_csv: Path
         ("s3://bucket/data/train.parquet?region=x", "train.parquet"),
         ("C:\\data\\train.csv", "train.csv"),
         ("/runs/default/first/artifact", "first/artifact"),
-        ("data/train.csv", "data/train.csv"),
-        ("owner/name", "owner/name"),
+        ({"train_data": "clients/acme/q.csv"}, {"train_data": "q.csv"}),
+        (
+            {"callbacks": [{"E": {"index_data": "a/b.csv"}}]},
+            {"callbacks": [{"E": {"index_data": "b.csv"}}]},
+        ),
+        ({"model": "clients/acme/base"}, {"model": "base"}),
+        (
+            {"model_options": {"text": "a/b/c", "image": "x"}},
+            {"model_options": {"text": "c", "image": "x"}},
+        ),
+        ({"model_artifact": "runs/default/first/artifact"}, {"model_artifact": "first/artifact"}),
+        ({"model": "owner/name"}, {"model": "owner/name"}),
+        ({"prompts": {"query": "and/or"}}, {"prompts": {"query": "and/or"}}),
         ({"a": ["/x/y", 3, None]}, {"a": ["y", 3, None]}),
     ],
 )
@@ -199,6 +226,68 @@ def test_licences_have_the_hubs_form(licence: str | None, expected: dict[str, An
 )
 def test_base_models_are_hub_ids(model: str, options: Any, expected: list[str]) -> None:
     assert _bases(model, {"model_options": options}) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "head", "expected"),
+    [
+        ({}, None, []),
+        ({"freeze": True}, {"dim": 4}, ["a linear layer behind the model, to 4 numbers; all else"]),
+        ({"lora": {"r": 4}}, None, ["low-rank adapters (r=4), which are merged into the weights"]),
+        ({"lora": {}}, {"dim": 4}, ["to 4 numbers; low-rank adapters (peft's defaults), which"]),
+    ],
+)
+def test_what_was_trained_is_told(fields: Any, head: Any, expected: list[str]) -> None:
+    found = [value for _, value in _trained(fields, {"head": head})]
+    assert len(found) == len(expected)
+    assert all(words in value for words, value in zip(expected, found, strict=True))
+
+
+def test_a_run_that_fails_at_its_graphs_is_described_and_no_folder_is_an_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also: the adapters of a fit that goes on belong to the weights that it began with."""
+    monkeypatch.chdir(tmp_path)
+    tiny_text_model("mine/base", layers=1)
+    Path("rows").mkdir()
+    lines = [f"card number {i},c{i % 3}" for i in range(12)]
+    Path("rows/train.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    given: dict[str, Any] = {"model": "mine/base", "train_data": "rows/train.csv"}
+    given |= {"loss": "SupConLoss", "epochs": 1, "batch_size": 6, "lora": {"r": 2}}
+    given |= {"learning_rate": 1e-2, "num_workers": 0, "listeners": []}
+    first = ftray.fit(**given)
+    monkeypatch.setattr("ftray.models.onnx_export._export", cannot_be_exported)
+    with pytest.raises(ModelError, match="The artifact is there without it"):
+        ftray.fit(model_artifact=first.artifact_id, run_name="next", to_onnx=True, **given)
+    second = ftray.get_run("next")
+    assert second.status() == "FAILED"
+    base = tmp_path.resolve() / "mine" / "base"
+    for run, began_with in ((first, str(base)), (second, first.artifact_id)):
+        card = Path(run.artifact_id, "README.md").read_text()
+        assert ModelCard(card).data.base_model is None and "mine/" not in card
+        assert "model: base\n" in card and "`base`" in card
+        assert "train_data: train.csv\n" in card and "rows/" not in card
+        assert "low-rank adapters (r=2)" in card
+        facts = json.loads(Path(run.artifact_id, "ftray.json").read_text())
+        assert facts["base_model"] == str(base) and facts["began_with"] == began_with
+        adapter = json.loads(Path(run.artifact_id, "adapter/adapter_config.json").read_text())
+        assert adapter["base_model_name_or_path"] == began_with
+        assert with_adapters(began_with, run.artifact_id) < 1e-6
+        other = {str(base): first.artifact_id, first.artifact_id: str(base)}[began_with]
+        assert with_adapters(other, run.artifact_id) > 1e-3
+
+
+def cannot_be_exported(encoder: Any, *rest: Any) -> None:
+    raise ModelError(f"'{encoder.name}' cannot be exported as ONNX")
+
+
+def with_adapters(base: str, artifact: str) -> float:
+    """How far a model with an artifact's adapters, by peft, is from the artifact's weights."""
+    adapters = Path(artifact, "adapter")
+    merged = PeftModel.from_pretrained(AutoModel.from_pretrained(base), str(adapters))
+    state = merged.merge_and_unload().state_dict()
+    wanted = AutoModel.from_pretrained(artifact).state_dict()
+    return max(float((state[name] - weight).abs().max()) for name, weight in wanted.items())
 
 
 # ---------------------------------------------------------------- every kind
@@ -268,3 +357,5 @@ def test_an_artifact_of_every_kind_is_described_exported_and_continued(
     executed(card, Path(run.artifact_id))
     if more and kind in ("image", "clip", "mlp"):
         assert "library_name: ftray" in card and "head.safetensors" in card
+    if kind == "text":
+        assert "library_name: sentence-transformers" in card and len(code_of(card)) == 2

@@ -150,6 +150,34 @@ def test_positives_and_negatives_of_a_class_balanced_step(tiny_model) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("loss", "taught"),
+    [("MarginMSELoss", True), ("DistillKLDivLoss", True), ("TripletMarginLoss", False)],
+)
+def test_losses_without_negatives_of_other_rows_leave_no_row_out(
+    tiny_model, loss: str, taught: bool
+) -> None:
+    """Ten queries with twenty negatives each: rows that share a query fill whole steps."""
+    rows = [
+        {"query": f"q{i % 10}", "document": f"d{i % 10}", "negative": f"n{i}", "score": 0.1}
+        for i in range(200)
+    ]
+    if not taught:
+        rows = [{k: v for k, v in row.items() if k != "score"} for row in rows]
+    job = prepared(tiny_model, rows, loss=loss, batch_size=32, val_split=0.2)
+    val_plan = job.val_plan()
+    assert val_plan is not None
+    for plan, data in ((job.plan(), job.train), (val_plan, job.val)):
+        assert plan.left_out(0) == 0
+        sizes = [len(plan.rows(0, step)) for step in range(plan.steps_per_epoch)]
+        assert sum(sizes) == len(data)
+    assert not any("take turns" in note for note in job.notes)
+    fields = {"loss": loss, "batch_size": 32}
+    assert step_note(tiny_model, rows, **fields).startswith("Each step: 32 triplets")
+    crowded = step_note(tiny_model, rows, **fields, sampler="pairs")
+    assert crowded.startswith("Each step: up to 32 triplets")
+
+
 def test_what_a_step_holds_is_called_by_its_name() -> None:
     images = [{"image": np.full((4, 4), 9 * i, np.uint8), "label": f"c{i % 2}"} for i in range(16)]
     fields = {"batch_size": 8, "num_items_per_class": 4}
