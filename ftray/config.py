@@ -295,7 +295,8 @@ class FitConfig(Options):
     @classmethod
     def _rows_of_a_step(cls, value: Any) -> Any:
         if value != "auto" and not (str(value).isdecimal() and int(value) >= 2):
-            raise ValueError("a number of rows from 2, or 'auto'")
+            was = "; Finetuner's None is 'auto' here" if value is None else ""
+            raise ValueError(f"a number of rows from 2, or 'auto'{was}")
         return value
 
     @field_validator("data_workers", mode="before")

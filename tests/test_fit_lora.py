@@ -13,6 +13,7 @@ import ftray
 from ftray.callbacks import Callback, EvaluationCallback, WiSEFTCallback
 from ftray.errors import ConfigError
 from ftray.models.text import TextEncoder
+from ftray.record import session
 from ftray.training import frozen
 
 LORA = {"lora": {"r": 4, "lora_alpha": 16, "lora_dropout": 0.2}, "learning_rate": 1e-2}
@@ -72,6 +73,7 @@ def test_adapters_learn_and_are_merged_into_the_artifact(adapted, dropout_model)
     kept = load_file(f"{adapted.path}/checkpoints/epoch-0002/optimizer.safetensors")
     assert len(kept) == 3 * 8, "the optimizer knows the adapters alone"
     assert f"of which {4 * 2 * 4 * 32:,} are trained" in adapted.logs()
+    assert "Time: " in adapted.logs() and "frozen weights" not in adapted.logs()
 
 
 def test_between_adapters_lie_weights_between(
@@ -139,8 +141,9 @@ def test_what_is_frozen_is_encoded_once(
         patch.setattr(TextEncoder, "encode", encode)
         once = fit(tmp_path / "once", dropout_model, labelled_rows, **options())
     assert 0 < passed < 10
-    assert f"Frozen: {len(labelled_rows)} texts of the training data are encoded once" in (
-        once.logs()
+    assert (
+        f"Frozen: {len(labelled_rows)} texts of the training and validation data are "
+        in once.logs()
     )
     monkeypatch.setattr(frozen, "MAX_BYTES", 0)
     always = fit(tmp_path / "always", dropout_model, labelled_rows, **options())
@@ -149,6 +152,26 @@ def test_what_is_frozen_is_encoded_once(
         assert once.metrics()[when] == pytest.approx(always.metrics()[when], abs=1e-3)
     ours, theirs = weights(str(once.artifact_id)), weights(str(always.artifact_id))
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
+
+
+def test_a_stop_is_heard_while_what_is_frozen_is_encoded(
+    tmp_path, dropout_model, labelled_rows, monkeypatch
+) -> None:
+    real, passed = TextEncoder.first_part, []
+
+    def first_part(self: Any, inputs: Any) -> Any:
+        passed.append(inputs)
+        if len(passed) == 2:  # the first is an example
+            ftray.get_run("run", storage_path=str(tmp_path)).stop()
+        return real(self, inputs)
+
+    monkeypatch.setattr(frozen, "BATCH", 1)
+    monkeypatch.setattr(session, "CHECK_EVERY_S", 0.0)
+    monkeypatch.setattr(TextEncoder, "first_part", first_part)
+    run = fit(tmp_path, dropout_model, labelled_rows, **HEAD)
+    assert run.status() == "STOPPED" and len(passed) < 5 < len(labelled_rows)
+    assert "The run is to stop: what is frozen is not encoded" in run.logs()
+    assert not losses(run) and (Path(run.artifact_id) / "ftray.json").exists()
 
 
 def test_a_conflict_is_told_before_anything_is_read(tmp_path, dropout_model) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -173,3 +174,45 @@ def test_a_decay_by_layers_needs_layers(tmp_path: Path) -> None:
             batch_size=8,
             optimizer_options={"layer_wise_lr_decay": 0.5},
         )
+
+
+SHARP: dict[str, Any] = {
+    "precision": "fp16",
+    "loss_options": {"temperature": 3e-3},
+    "ema_decay": 0.9,
+    "batch_size": 16,
+    "epochs": 3,
+}
+"""The first gradients, times the loss scale, are too large for fp16."""
+
+
+def test_what_fp16_leaves_out_moves_nothing_and_a_run_continues_bit_equal(
+    tmp_path: Path, dropout_model: Path, labelled_rows: list[Any], cut_off: None
+) -> None:
+    given = {**SHARP, "model": str(dropout_model), "train_data": labelled_rows}
+    given["callbacks"] = [SaveAndFail()]
+    with pytest.raises(FtrayError, match="cut off"):
+        fit(tmp_path / "a", run_name="run", **given)
+    SaveAndFail.on = False
+    continued = fit(tmp_path / "a", run_name="run", resume="must", **given)
+    assert "step-000002" in continued.logs()
+    whole = fit(tmp_path / "b", run_name="run", **given)
+    assert_bit_equal(whole, continued)
+    steps = [e for e in whole._record.events() if type(e) is StepEnded]
+    left_out = [e for e in steps if not math.isfinite(e.grad_norm)]
+    assert 1 <= len(left_out) < len(steps) and f"{len(left_out)} step" in whole.logs()
+    rates = [e.learning_rate for e in steps]
+    made = [e.learning_rate for e in steps if math.isfinite(e.grad_norm)]
+    assert set(rates[: len(left_out) + 1]) == {0.0}, "warm-up begins with the first step made"
+    assert made[0] < made[1] < made[2]
+
+
+def test_fp16_that_never_makes_a_step_has_diverged(
+    tmp_path: Path, tiny_model: Path, labelled_rows: list[Any]
+) -> None:
+    given = {"model": str(tiny_model), "train_data": labelled_rows, **SHARP}
+    given["loss_options"] = {"temperature": 1e-7}
+    with pytest.raises(FtrayError, match=r"Training diverged: fp16 left out 12 steps in a row, as"):
+        fit(tmp_path, **given)
+    with pytest.raises(FtrayError, match=r"left out \d steps in a row.* at epoch 1, step \d\."):
+        fit(tmp_path, **{**given, "epochs": 1})

@@ -275,8 +275,16 @@ def test_the_defaults_are_those_of_the_code() -> None:
 
 
 def test_every_field_of_a_fit_is_on_the_page() -> None:
-    audits = "log_rows"
-    assert [name for name in FitConfig.model_fields if f"`{name}`" not in PAGE] == [audits]
+    assert [name for name in FitConfig.model_fields if f"`{name}`" not in PAGE] == []
+    table, _, new = (
+        PAGE.partition("## finetuner.fit\n")[2].partition("\n## ")[0].partition("New here:")
+    )
+    assert set(FitConfig.model_fields) - set(quoted(table)) <= set(quoted(new))
+
+
+def test_what_finetuner_took_for_a_batch_size_is_explained() -> None:
+    with pytest.raises(ConfigError, match=r"batch_size = None: .*Finetuner's None is 'auto' here"):
+        validated({"model": "minilm", "train_data": "train.csv", "batch_size": None})
 
 
 @pytest.mark.parametrize("name", SAME)

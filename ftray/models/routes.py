@@ -125,7 +125,7 @@ def _towers_of(place: str, asked: Mapping[str, str]) -> tuple[str, ...] | None:
 
 
 def local_type(place: str) -> str | None:
-    """transformers' `model_type` of a text model, told without loading it.
+    """The `model_type` of transformers of a text model, told without loading it.
 
     None where that takes the model itself: a hub id, a URI, a model with routes, or a damaged one.
     """

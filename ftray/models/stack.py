@@ -137,8 +137,8 @@ def _pooling(before: Pooling, options: TextOptions, name: str) -> Pooling:
         return GeMPooling(width, with_prompt, options.pooling_p)
     if "pooling_p" in options.model_fields_set and options.pooling_p != before.p:
         raise ConfigError(
-            f"model_options.pooling_p = {options.pooling_p:g}: '{name}' was made with {before.p:g}, "
-            "which has been learnt since and cannot be changed"
+            f"model_options.pooling_p = {options.pooling_p:g}: '{name}' was made with "
+            f"{before.p:g}, which has been learnt since and cannot be changed"
         )
     return before
 

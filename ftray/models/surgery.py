@@ -15,7 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ftray.errors import ConfigError, nearest
 from ftray.models.base import Encoder
 from ftray.models.kinds import kind_of
-from ftray.models.lora import add_adapters, check_lora
+from ftray.models.lora import add_adapters
+from ftray.models.lora_options import check_lora
 from ftray.models.norm import GlobalBatchNorm
 from ftray.models.options import OPTIONS
 

@@ -235,8 +235,8 @@ class _Trials:
             self._reached = ", the most that is tried"
         return (
             f"batch_size is {rows}, found in {seconds:.1f} s: a step of its longest texts takes "
-            f"{_gigabytes(self._needs[rows])} of {_gigabytes(self.budget)} {self._memory.where} that it may "
-            f"take{self._reached}"
+            f"{_gigabytes(self._needs[rows])} of {_gigabytes(self.budget)} {self._memory.where} "
+            f"that it may take{self._reached}"
         )
 
 

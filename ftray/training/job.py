@@ -18,7 +18,7 @@ from ftray.config import FitConfig
 from ftray.data.dataset import TrainSet, train_set
 from ftray.data.plan import Plan, Sampler, make_plan
 from ftray.data.readers import read_records
-from ftray.errors import ConfigError, DataError
+from ftray.errors import ConfigError
 from ftray.evaluation.spec import EvaluationSpec
 from ftray.losses.registry import check_width
 from ftray.media import Modality
@@ -59,7 +59,6 @@ from ftray.training.wiring import (
     keys_of,
     own_copies,
 )
-from ftray.words import counted
 
 __all__ = ["Job", "metric_keys", "prepare"]
 

@@ -40,7 +40,7 @@ __all__ = ["Batch", "Learned", "Learner"]
 
 MOST_LEFT_OUT = 20
 """In a row: by then a loss scale of 65,536 is below one."""
-FEW_LEFT_OUT = 8
+FEW_LEFT_OUT = 12
 """The first steps of a healthy fp16 run may be left out, until the loss scale is found."""
 
 
@@ -217,8 +217,8 @@ class Learner:
             most = min(most, max(self._steps_per_epoch, least))
         if in_a_row >= most:
             raise _diverged(
-                f"fp16 left out {counted(in_a_row, 'step')} in a row, for the norm of the "
-                "gradient is not finite at any loss scale, the last one",
+                f"fp16 left out {counted(in_a_row, 'step')} in a row, as the norm of the gradient "
+                f"is not finite even at a loss scale of {self.precision.scale():g}, the last one",
                 seed,
             )
 

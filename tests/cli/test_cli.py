@@ -439,6 +439,6 @@ def test_ctrl_c_while_following_or_encoding_is_130(cli, finished, tiny_model, fo
     monkeypatch.setattr("ftray.run.Run.stream_logs", press)
     assert cli("logs", "first", "-f").code == 130
     (folder / "texts.txt").write_text("card lost\n")
-    monkeypatch.setattr("numpy.save", press)
+    monkeypatch.setattr("ftray.evaluation.embeddings_file.EmbeddingsFile.finish", press)
     assert cli("encode", tiny_model, "texts.txt", "-o", "out.npy").code == 130
     assert not list(folder.glob("*.npy*")) and not list(folder.glob(".*"))

@@ -16,7 +16,8 @@ from ftray.errors import ConfigError
 from ftray.media import Media
 from ftray.models.artifact import save_encoder
 from ftray.models.base import Encoder, Item
-from ftray.models.lora import add_adapters, check_lora
+from ftray.models.lora import add_adapters
+from ftray.models.lora_options import check_lora
 from ftray.models.registry import load_encoder
 from ftray.models.surgery import Surgery
 from ftray.training.weights import copied, interpolated
@@ -244,7 +245,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"layers_to_transform": [0], "layers_pattern": "lyer"},
         "has no such layers. Did you mean 'layer'",
     ),
-    "a pattern alone": ({"layers_pattern": "layer"}, "layers_to_transform are, which is left out"),
+    "a pattern alone": (
+        {"layers_pattern": "layer"},
+        "layers_to_transform counts, which is left out",
+    ),
     "numbers and all": (
         {"layers_to_transform": [0], "target_modules": "all-linear"},
         "it goes with a list of names, and target_modules is the text 'all-linear'",

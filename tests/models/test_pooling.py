@@ -257,7 +257,7 @@ def test_a_vision_model_pools_its_last_layer(tmp_path: Path, kind: str) -> None:
     assert "GeM" in json.loads((tmp_path / "again" / "ftray.json").read_text())["note"]
     for same in ({"pooling": "gem", "pooling_p": 3.0}, {"pooling": "auto"}):
         assert torch.equal(of_pictures(load_encoder(str(tmp_path / "again"), options=same)), want)
-    with pytest.raises(ConfigError, match="pooling_p = 2.0: '.*' was made with 3.0"):
+    with pytest.raises(ConfigError, match=r"pooling_p = 2.0: '.*' was made with 3.0"):
         load_encoder(str(tmp_path / "again"), options={"pooling_p": 2.0})
 
 

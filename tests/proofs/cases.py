@@ -216,7 +216,7 @@ def run_case(encoder: TextEncoder, case: Case, collectives: Any) -> Outcome:
     }
     parameters = [*encoder.parameters(), *loss.parameters()]
     with_gradient = tuple(p.grad is not None for p in parameters)
-    norm = Precision("fp32", torch.device("cpu")).step([optimizer], config.max_grad_norm)
+    norm, _ = Precision("fp32", torch.device("cpu")).step([optimizer], config.max_grad_norm)
     loss.after_step()
     vectors["encoder update"] = _vector(encoder) - before["encoder"]
     vectors["loss update"] = _vector(loss) - before["loss"]

@@ -91,7 +91,7 @@ def one_step(
     knowing: Any = encoder
     kept = 0
     if keeps:
-        features, _ = maker(encoder, collectives).made([data])
+        features, _ = maker(encoder, collectives).made({"training": data})
         knowing, kept = KnowingEncoder(encoder, features), len(features)
     rows = data.step_rows(np.arange(len(data)), roles_differ=False)
     width = encoder.embedding_dim
@@ -131,6 +131,7 @@ def maker(encoder: Any, collectives: Any) -> FeatureMaker:
         layout="bucketed",
         data_workers=0,
         on_progress=lambda *_: None,
+        is_stopped=lambda: False,
     )
 
 

@@ -14,6 +14,7 @@ from ftray.losses.registry import build_loss
 from ftray.models.base import Features
 from ftray.runtime.process_group import SingleProcess
 from ftray.training import step as steps
+from ftray.training.buffers import ReplayedBuffers
 from ftray.training.step import MicroBatch, OwnTexts, forward_backward
 from tests.models.tensors import labelled
 
@@ -131,6 +132,47 @@ def test_gradient_and_buffers_are_those_of_one_pass(name: str, size: int) -> Non
     assert all(torch.equal(found[n], value) for n, value in buffers(want).items())
     moved = [n for n in found if not torch.equal(found[n], before[n])]
     assert bool(moved) == (name != "none")
+
+
+class Branches(nn.Module):
+    """Two ways for rows; one of them moves a vector in each forward, the other counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ways = nn.ModuleDict(
+            {
+                "normed": nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)),
+                "scaled": Scaled(),
+                "plain": nn.Identity(),
+            }
+        )
+
+    def forward(self, rows: Tensor, way: str) -> Tensor:
+        out: Tensor = self.ways[way](rows)
+        return out
+
+
+@pytest.mark.parametrize("first", ["normed", "scaled", "plain"])
+def test_any_micro_batch_may_be_the_first_to_take_a_branch(first: str) -> None:
+    torch.manual_seed(0)
+    encoder, values = Branches().train(), torch.randn(6, 8)
+    ways = [first, "plain", "scaled", "normed", "normed", "scaled"]
+    replayed = ReplayedBuffers(encoder, twice=True)
+
+    def encoded() -> list[Tensor]:
+        out = []
+        for number, way in enumerate(ways):
+            with replayed.of(number):
+                out.append(encoder(values[number:], way))
+        return out
+
+    with torch.no_grad():
+        once = encoded()
+    left = buffers(encoder)
+    twice = encoded()
+    assert all(torch.equal(one, other) for one, other in zip(once, twice, strict=True))
+    assert all(torch.equal(value, left[name]) for name, value in encoder.named_buffers())
+    assert int(left["ways.scaled.seen"]) == 4 + 1 + 6 * (first == "scaled")
 
 
 @pytest.mark.parametrize("name", ["running scale", "spectral norm"])

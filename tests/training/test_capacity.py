@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import ftray
 from ftray.config import FitConfig, validated
-from ftray.errors import ConfigError, FtrayError
+from ftray.errors import ConfigError, DataError, FtrayError
 from ftray.events import FitStarted
 from ftray.launch import start
 from ftray.training import capacity, memory
@@ -154,6 +154,59 @@ def test_sizes_of_which_the_data_has_no_step_are_left_out(
     with_memory(monkeypatch, 64e9)
     job = job_of(tiny_model, rows[:100], sampler="class", num_items_per_class=8)
     assert job.batch_size in (32, 64)
+
+
+def test_what_the_loss_can_remember_limits_the_size(
+    tiny_model: Path, rows: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_memory(monkeypatch, 64e9)
+    given = {"loss": "CrossBatchMemory", "num_items_per_class": 2}
+    inner = {"loss": "ContrastiveLoss"}
+    job = job_of(tiny_model, rows, **given, loss_options={**inner, "memory_size": 20})
+    assert job.batch_size == 16
+    with pytest.raises(
+        ConfigError, match=r"A step of 2 rows has up to 2 texts, more than .* \(1\)"
+    ):
+        job_of(tiny_model, rows, **given, loss_options={**inner, "memory_size": 1})
+
+
+def test_data_without_a_step_of_any_size_say_why(
+    tiny_model: Path, rows: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_memory(monkeypatch, 64e9)
+    job = job_of(tiny_model, rows, batch_size=8)
+
+    def none(self: Any, rows: int) -> Any:
+        raise DataError(f"no step of {rows} rows")
+
+    monkeypatch.setattr(capacity._Trials, "step", none)
+    with pytest.raises(DataError, match="no step of 1024 rows"):
+        capacity.find_batch_size(job)
+
+
+@pytest.mark.parametrize("loss", ["SupConLoss", "MultipleNegativesRankingLoss"])
+def test_each_worker_has_weights_and_a_loss_of_its_own(
+    loss: str, tiny_model: Path, rows: list[Any]
+) -> None:
+    """Gradients and the two moments of Adam, and the loss where its rows are not shared out."""
+    data = rows if loss == "SupConLoss" else [{"query": r["text"], "document": "x"} for r in rows]
+    needs = []
+    for workers in (1, 3):
+        job = job_of(tiny_model, data[:200], batch_size=8, loss=loss, num_workers=workers)
+        trials = capacity._Trials(job, torch.device("cpu"), memory.CpuMemory())
+        trials._try = lambda rows, step, trials=trials: real_try(trials, rows, step)  # type: ignore[method-assign,misc]
+        trials._of_loss = lambda rows, step: 1_000_000  # type: ignore[method-assign]
+        needs.append(trials._needed(8, trials.step(8)))
+    weights = sum(p.numel() for p in trials._learner.encoder.parameters())
+    each = 3 * 4 * weights
+    others = needs[1] - needs[0] - (2_000_000 if loss == "SupConLoss" else 0)
+    assert 2 * each <= others < 2.1 * each
+
+
+def real_try(trials: Any, rows: int, step: Any) -> int:
+    """A step as it is, but what it took is the same each time."""
+    capacity._Trials._try(trials, rows, step)
+    return 5_000_000
 
 
 def test_nothing_is_measured_where_nothing_is_trained(tiny_model: Path, rows: list[Any]) -> None:

@@ -23,6 +23,7 @@ from ftray.training.schedule import (
     SCHEDULER_OPTIONS,
     SCHEDULERS,
     build_scheduler,
+    check_length,
     check_scheduler,
 )
 
@@ -183,7 +184,35 @@ def test_learning_rate_is_not_an_option_of_the_optimizer() -> None:
     )
 
 
-@pytest.mark.parametrize("options", [{"betas": [0.9, 2]}, {"eps": -1}, {"betas": "x"}])
+@pytest.mark.parametrize(
+    ("name", "option", "value", "expected"),
+    [
+        ("AdamW", "weight_decay", "a tenth", "a number is expected, as 0.01"),
+        ("AdamW", "betas", 0.9, "2 numbers are expected, as [0.9, 0.999]"),
+        ("AdamW", "betas", [0.9], "2 numbers are expected"),
+        ("AdamW", "betas", "xy", "2 numbers are expected"),
+        ("AdamW", "amsgrad", "yes", "true or false is expected"),
+        ("AdamW", "maximize", True, "it would raise the loss"),
+        ("AdamW", "differentiable", True, "it is for gradients through the optimizer"),
+        ("Adam", "capturable", True, "it is for CUDA graphs"),
+        ("SGD", "momentum", True, "a number is expected, as 0"),
+    ],
+)
+def test_a_value_of_another_kind_is_named(
+    name: str, option: str, value: Any, expected: str
+) -> None:
+    message = optimizer_refused(name, **{option: value})
+    assert message.startswith(f"optimizer_options.{option} = {value!r}: {expected}")
+
+
+def test_usual_values_are_no_mistake() -> None:
+    for options in ({"maximize": False, "capturable": False, "amsgrad": True}, {"fused": None}):
+        check_optimizer("AdamW", options)
+    check_optimizer("Adafactor", {"eps": [None, 1e-3]})
+    check_optimizer("SGD", {"lr": 1, "momentum": 0.9}, of_loss=True)
+
+
+@pytest.mark.parametrize("options", [{"betas": [0.9, 2]}, {"eps": -1}])
 def test_impossible_value_is_an_error_of_the_configuration(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="optimizer_options do not fit AdamW: "):
         build_optimizer(config(optimizer_options=options), encoder(), no_parameters())
@@ -231,7 +260,7 @@ def test_both_follow_one_schedule_and_are_clipped_together() -> None:
     parameters = [*net.parameters(), *loss.parameters()]
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
-    norm = Precision("fp32", torch.device("cpu")).step(optimizers, 1.0)
+    norm, _ = Precision("fp32", torch.device("cpu")).step(optimizers, 1.0)
     assert norm == pytest.approx(sum(p.numel() for p in parameters) ** 0.5)
     clipped = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
     assert float(clipped.norm()) == pytest.approx(1.0)
@@ -344,7 +373,7 @@ def test_unknown_option_of_a_schedule_gets_the_nearest() -> None:
     assert scheduler_refused(None, warmup_ration=0.1) == (
         "scheduler_options.warmup_ration: linear has no such option. Did you mean 'warmup_ratio'?"
     )
-    assert "constant has no such option" in scheduler_refused("constant", warmup_ratio=0.1)
+    assert "constant has no such option" in scheduler_refused("constant", power=2)
     assert "linear has no such option" in scheduler_refused("linear", num_cycles=2)
 
 
@@ -369,9 +398,100 @@ def test_impossible_warm_up_names_key_and_value(options: dict[str, Any]) -> None
     )
 
 
-def test_schedule_that_refuses_its_options_is_an_error_of_the_configuration() -> None:
-    with pytest.raises(ConfigError, match=r"scheduler_options do not fit polynomial: .*lr_end"):
-        rates(1, 10, scheduler="polynomial", scheduler_options={"lr_end": 2.0})
+@pytest.mark.parametrize(
+    ("name", "option", "value", "expected"),
+    [
+        ("polynomial", "power", 0, "a number above 0"),
+        ("cosine_with_min_lr", "min_lr_rate", -0.1, "a number from 0 to 1"),
+        ("warmup_stable_decay", "min_lr_ratio", 2, "a number from 0 to 1"),
+        ("warmup_stable_decay", "num_decay_steps", 0.5, "zero or more steps"),
+        ("constant", "warmup_ratio", 0.1, "constant has no warm-up; constant_with_warmup has"),
+        ("constant", "num_warmup_steps", 2, "constant has no warm-up; constant_with_warmup has"),
+    ],
+)
+def test_impossible_values_of_a_schedule_are_named(
+    name: str, option: str, value: Any, expected: str
+) -> None:
+    message = scheduler_refused(name, **{option: value})
+    assert message == f"scheduler_options.{option} = {value!r}: {expected}"
+
+
+def test_constant_takes_what_says_nothing_of_a_warm_up() -> None:
+    given = {"scheduler_step": "epoch", "num_warmup_steps": 0, "num_training_steps": "auto"}
+    assert rates(3, 3, scheduler="constant", scheduler_options=given) == [1.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "expected"),
+    [
+        ("polynomial", "lr_end", 2.0, "from 0 to below the learning rate, 1"),
+        ("polynomial", "lr_end", 1.0, "from 0 to below the learning rate, 1"),
+        ("polynomial", "lr_end", -1e-3, "from 0 to below the learning rate, 1"),
+        ("cosine_with_min_lr", "min_lr", 1.5, "from 0 to the learning rate, 1"),
+        ("cosine_with_min_lr", "min_lr", -0.1, "from 0 to the learning rate, 1"),
+    ],
+)
+def test_a_last_rate_is_not_above_the_first_nor_below_zero(
+    name: str, option: str, value: float, expected: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        rates(1, 10, scheduler=name, scheduler_options={option: value})
+    assert str(caught.value) == f"scheduler_options.{option} = {value!r}: {expected}"
+
+
+def test_a_schedule_that_refuses_its_options_is_an_error_of_the_configuration() -> None:
+    with pytest.raises(ConfigError, match=r"scheduler_options do not fit warmup_stable_decay: "):
+        given = {"num_decay_steps": 2, "decay_type": "sudden"}
+        rates(1, 10, scheduler="warmup_stable_decay", scheduler_options=given)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("linear", {"num_warmup_steps": 5}, "a warm-up of 5 steps, but there are only 4 steps"),
+        (
+            "linear",
+            {"num_warmup_steps": 3, "scheduler_step": "epoch"},
+            "a warm-up of 3 epochs, but there are only 2 epochs",
+        ),
+        (
+            "cosine",
+            {"num_training_steps": 100},
+            "a warm-up of 10 steps, but there are only 4 steps",
+        ),
+        (
+            "warmup_stable_decay",
+            {"num_warmup_steps": 2, "num_decay_steps": 3},
+            "a warm-up of 2 steps and a decay of 3, but there are only 4 steps",
+        ),
+    ],
+)
+def test_a_run_is_as_long_as_its_schedule_needs(
+    name: str, options: dict[str, Any], message: str
+) -> None:
+    given = config(scheduler=name, scheduler_options=options, epochs=2)
+    with pytest.raises(ConfigError) as caught:
+        check_length(given, 4)
+    assert str(caught.value) == f"scheduler_options: {message} (given: {options})"
+    check_length(given.model_copy(update={"epochs": 50}), 100)
+
+
+def test_a_schedule_that_is_over_earlier_is_long_enough_as_well() -> None:
+    given = config(scheduler_options={"num_training_steps": 2, "num_warmup_steps": 3})
+    with pytest.raises(ConfigError, match="a warm-up of 3 steps, but there are only 2 steps"):
+        check_length(given, 400)
+
+
+def test_what_fits_is_no_mistake() -> None:
+    for name, options in (
+        (None, {}),
+        ("linear", {"num_warmup_steps": 4}),
+        ("constant", {"num_training_steps": 1000}),
+        ("linear", {"num_training_steps": 100, "num_warmup_steps": 0}),
+        ("warmup_stable_decay", {"num_warmup_steps": 2, "num_decay_steps": 2}),
+        ("warmup_stable_decay", {"num_training_steps": 40, "num_decay_steps": 30}),
+    ):
+        check_length(config(scheduler=name, scheduler_options=options, epochs=2), 4)
 
 
 # ---------------------------------------------------------------- in epochs, and for how long
@@ -442,7 +562,7 @@ def test_a_schedule_may_end_before_training_or_after_it() -> None:
 )
 def test_impossible_lengths_name_key_and_value(options: dict[str, Any], message: str) -> None:
     assert scheduler_refused("linear", **options).startswith(message)
-    assert "constant has no such option" in scheduler_refused("constant", **options)
+    assert scheduler_refused("constant", **options).startswith(message)
 
 
 @pytest.mark.parametrize("name", ["reduce_lr_on_plateau", "greedy"])

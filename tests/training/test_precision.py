@@ -79,8 +79,8 @@ def test_fp16_gradient_is_scaled_and_unscaled_again(exact: Tensor) -> None:
     assert scale > 1000
     backward(model, precision)
     assert (flat_gradient(model) / scale - exact).norm() < 0.005 * exact.norm()
-    norm = precision.step([standing(model)], max_grad_norm=None)
-    assert (flat_gradient(model) - exact).norm() < 0.005 * exact.norm()
+    norm, made = precision.step([standing(model)], max_grad_norm=None)
+    assert made and (flat_gradient(model) - exact).norm() < 0.005 * exact.norm()
     assert norm == pytest.approx(float(exact.norm()), rel=0.005)
 
 
@@ -104,7 +104,7 @@ def test_clipping_is_by_the_norm_over_all_weights_after_unscaling(name: str) -> 
     other = nn.Parameter(torch.zeros(3))  # such as the loss's own
     other.grad = torch.full((3,), 2.0 * precision.scale())
     optimizer = torch.optim.SGD([{"params": model.parameters()}, {"params": [other]}], lr=0.0)
-    norm = precision.step([optimizer], max_grad_norm=0.5)
+    norm, _ = precision.step([optimizer], max_grad_norm=0.5)
     assert norm > 12**0.5
     clipped = torch.cat([flat_gradient(model), other.grad]).norm()
     assert float(clipped) == pytest.approx(0.5, rel=1e-4)
@@ -118,9 +118,16 @@ def test_overflow_skips_the_step_and_lowers_the_scale() -> None:
     first = next(model.parameters())
     assert first.grad is not None
     first.grad[0, 0] = float("inf")
-    precision.step([torch.optim.SGD(model.parameters(), lr=1.0)], max_grad_norm=1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    norm, made = precision.step([optimizer], max_grad_norm=1.0)
+    assert norm == float("inf") and not made
+    assert (precision.left_out, precision.in_a_row) == (1, 1)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert precision.scale() == scale / 2
+    model.zero_grad()
+    backward(model, precision)
+    assert precision.step([optimizer], max_grad_norm=1.0)[1]
+    assert (precision.left_out, precision.in_a_row) == (1, 0)
 
 
 def test_scale_survives_a_restart() -> None:
@@ -131,6 +138,7 @@ def test_scale_survives_a_restart() -> None:
     first.step([standing(model)], None)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert second.scale() == first.scale() < Precision("fp16", CPU).scale()
+    assert (second.left_out, second.in_a_row) == (1, 1)
 
 
 @pytest.mark.parametrize("name", ["fp32", "fp16"])
@@ -151,7 +159,7 @@ def test_two_optimizers_step_together_or_not_at_all(name: str) -> None:
     for model in models:
         model.zero_grad()
         backward(model, precision)
-    norm = precision.step(optimizers, 1.0)
+    norm, _ = precision.step(optimizers, 1.0)
     assert 0 < norm < float("inf")
     after = [p for model in models for p in model.parameters()]
     assert not any(map(torch.equal, before, after))
