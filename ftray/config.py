@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from ftray.csv_options import CsvOptions, Options
+from ftray.csv_options import CsvOptions, Options, check_resource
 from ftray.errors import ConfigError, nearest
 
 __all__ = ["CsvOptions", "FitConfig", "explained", "is_live", "model_prefix", "validated"]
@@ -311,7 +311,7 @@ class FitConfig(Options):
     def _resources(cls, value: Any) -> Any:
         if isinstance(value, dict):
             for name, amount in value.items():
-                _check_resource(str(name), amount)
+                check_resource(str(name), amount)
         return value
 
     @field_validator("index_shards", mode="before")
@@ -334,20 +334,6 @@ class FitConfig(Options):
     def batch_size_is_explicit(self) -> bool:
         """Whether the user gave the batch size (an explicit one never shrinks silently)."""
         return "batch_size" in self.model_fields_set
-
-
-def _check_resource(name: str, amount: Any) -> None:
-    """Refuse what Ray would wait for in vain: another spelling, a GPU and a half."""
-    for known in ("CPU", "GPU", "memory"):
-        if name.lower() == known.lower() and name != known:
-            raise ValueError(f"'{name}' is written '{known}'")
-    if name in ("TPU", "object_store_memory"):
-        raise ValueError(f"'{name}': ftray has no use for it")
-    number = isinstance(amount, int | float) and not isinstance(amount, bool)
-    if not number or not 0 <= amount < float("inf"):
-        raise ValueError(f"a number of at least 0 is expected for {name}")
-    if name == "GPU" and amount > 1 and amount != int(amount):
-        raise ValueError("a share of a GPU, or a whole number of them, is expected for GPU")
 
 
 def is_live(model: object) -> bool:

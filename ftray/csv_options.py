@@ -1,4 +1,4 @@
-"""How a CSV file is read, and what all models of options refuse."""
+"""How a CSV file is read, and what models of options refuse."""
 
 from __future__ import annotations
 
@@ -6,13 +6,35 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-__all__ = ["CsvOptions", "Options", "is_yes_for_a_number"]
+__all__ = ["CsvOptions", "Options", "check_resource", "is_yes_for_a_number"]
 
 
 def is_yes_for_a_number(value: object, kind: Any) -> bool:
     """Whether a truth value was given where the annotation `kind` wants a number."""
     kinds = {kind, *get_args(kind)}
     return isinstance(value, bool) and bool(kinds & {int, float}) and bool not in kinds
+
+
+def check_resource(name: str, amount: Any) -> None:
+    """Refuse what Ray would wait for in vain: another spelling, a GPU and a half.
+
+    Args:
+        name: of the resource, by Ray's spelling.
+        amount: how much of it is reserved; bytes of memory.
+
+    Raises:
+        ValueError: saying what is expected.
+    """
+    for known in ("CPU", "GPU", "memory"):
+        if name.lower() == known.lower() and name != known:
+            raise ValueError(f"'{name}' is written '{known}'")
+    if name in ("TPU", "object_store_memory"):
+        raise ValueError(f"'{name}': ftray has no use for it")
+    number = isinstance(amount, int | float) and not isinstance(amount, bool)
+    if not number or not 0 <= amount < float("inf"):
+        raise ValueError(f"a number of at least 0 is expected for {name}")
+    if name == "GPU" and amount > 1 and amount != int(amount):
+        raise ValueError("a share of a GPU, or a whole number of them, is expected for GPU")
 
 
 class Options(BaseModel):

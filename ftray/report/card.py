@@ -1,48 +1,33 @@
 """The model card of an artifact: its `README.md`, in the form of the Hugging Face hub.
 
-It is made from the record and from the artifact itself; what is not known is left out. Of the paths
-of data and models, and of absolute ones wherever they stand, only the last part is told.
+It is made from the record and from the artifact itself; what is not known is left out.
+`card_facts` finds what is told; here is how it is written.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import yaml
 
-from ftray.models.catalogue import MODELS
 from ftray.record.reader import RecordReader
 from ftray.record.storage import Storage
-from ftray.report.about import data, facts
+from ftray.report.about import data
+from ftray.report.card_facts import ARTIFACT, bare, header, library_of, training
 from ftray.report.contents import Contents, read_contents
 from ftray.report.reproduce import recipe
-from ftray.words import counted
 
 __all__ = ["CARD", "card_of", "write_card"]
 
-ARTIFACT, CARD = "artifact", "README.md"
-_PICTURES = "image-feature-extraction"
-PIPELINES = {"text": "sentence-similarity", "image": _PICTURES, "convnet": _PICTURES}
-LIBRARIES = {"text": "sentence-transformers", "image": "transformers", "clip": "transformers"}
+CARD = "README.md"
 THINGS = {"text": "texts", "image": "images", "convnet": "images", "mlp": "features"}
 THINGS |= {"clip": "texts and images", "two-towers": "texts and images", "pointnet": "points"}
-TOLD = (
-    *("Trained", "Averaged", "Options of the model"),
-    *("Loss", "Miner", "Epochs", "Batch", "Optimizer"),
-)
-TOWERS = {"text": "minilm", "image": "vit"}
-"""What `TwoTowersOptions` has where nothing is given."""
 NOT_TOLD = ("storage_path", "experiment_name", "description")
 """Of the configuration: where the run was kept, and what stands at the top of the card."""
 POOLED = {"pooler": "outputs.pooler_output.flatten(1)", "cls": "outputs.last_hidden_state[:, 0]"}
-OF_MODELS = ("model", "model_artifact", *TOWERS)
-HUB_ID = re.compile(r"[\w\-.]+/[\w\-.]+")
-ON_A_MACHINE = re.compile(r"[/~]|[A-Za-z]:\\|[a-z][a-z0-9+.\-]+://")
 HERE = '"."'
 
 
@@ -84,7 +69,8 @@ def card_of(contents: Contents, artifact: Storage) -> str:
         _section("Made with", _versions(contents)),
     ]
     body = "\n\n".join(filter(None, sections))
-    return f"---\n{_header(contents, about)}---\n\n{body}\n"
+    head = yaml.safe_dump(header(contents, about), sort_keys=False, allow_unicode=True)
+    return f"---\n{head}---\n\n{body}\n"
 
 
 def _json(folder: Storage, name: str) -> dict[str, Any]:
@@ -98,89 +84,6 @@ def _json(folder: Storage, name: str) -> dict[str, Any]:
 def _section(title: str, lines: Iterator[str]) -> str:
     text = "\n".join(lines).strip()
     return f"## {title}\n\n{text}" if text else ""
-
-
-def bare(value: Any, name: str = "") -> Any:
-    """A value in which paths of a machine, and URIs, are their last part.
-
-    Args:
-        value: of any form.
-        name: the option that has it; of data and of models, relative paths are told so as well.
-    """
-    if isinstance(value, Mapping):
-        return {key: bare(entry, str(key)) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [bare(entry, name) for entry in value]
-    if isinstance(value, str) and (ON_A_MACHINE.match(value) or _is_relative(value, name)):
-        parts = re.split(r"[/\\]", value.partition("?")[0].rstrip("/\\"))
-        return "/".join(parts[-2:] if parts[-1] == ARTIFACT else parts[-1:])  # a run's name helps
-    return value
-
-
-def _is_relative(value: str, name: str) -> bool:
-    """Whether the value of an option is the relative path of data, or of a model."""
-    if name.endswith("_data"):
-        return "/" in value or "\\" in value
-    return name in OF_MODELS and bool(re.search(r"[/\\]", value)) and not _is_hub_id(value)
-
-
-# ---------------------------------------------------------------- header
-
-
-def _header(contents: Contents, about: Mapping[str, Any]) -> str:
-    config, kind = contents.config, str(about.get("kind") or "")
-    pipeline = PIPELINES.get(kind, "feature-extraction")
-    rows = ((contents.facts.get("data") or {}).get("train_data") or {}).get("rows")
-    metrics = [metric for event in contents.final for metric in event.metrics]
-    tags = ["ftray", pipeline]
-    tags += [f"loss:{config['loss']}"] if contents.step and config.get("loss") else []
-    tags += [f"dataset_size:{rows}"] if contents.step and rows else []
-    bases = _bases(str(about.get("base_model") or ""), config)
-    fields = {
-        **_licence(about.get("license")),
-        "base_model": bases[0] if len(bases) == 1 else bases,
-        "library_name": _library(about),
-        "pipeline_tag": pipeline,
-        "tags": tags,
-        "metrics": list(dict.fromkeys(metrics)),
-    }
-    known = {name: value for name, value in fields.items() if value}
-    return yaml.safe_dump(known, sort_keys=False, allow_unicode=True)
-
-
-def _library(about: Mapping[str, Any]) -> str:
-    """What loads the folder; a model with a part that only ftray has (`note`) is ftray's."""
-    return "ftray" if about.get("note") else LIBRARIES.get(str(about.get("kind")), "ftray")
-
-
-def _licence(licence: Any) -> dict[str, Any]:
-    """The fields of the hub; `read_licence` puts several, and a name, into one line."""
-    if not licence:
-        return {}
-    named = re.fullmatch(r"other \((.+)\)", str(licence))
-    if named:
-        return {"license": "other", "license_name": named[1]}
-    several = str(licence).split(", ")
-    return {"license": several if len(several) > 1 else several[0]}
-
-
-def _bases(model: str, config: Mapping[str, Any]) -> list[str]:
-    """The hub ids of what the weights come from; a folder is none."""
-    options = config.get("model_options") or {}
-    if model == "two-towers":
-        names = [str(options.get(tower, default)) for tower, default in TOWERS.items()]
-    else:
-        names = [model]
-    ids = [MODELS[name].hub_id if name in MODELS else name for name in names]
-    return [each for each in ids if each and _is_hub_id(each)]
-
-
-def _is_hub_id(name: str) -> bool:
-    """Whether a name may be one of the hub; a folder's path is none."""
-    return bool(HUB_ID.fullmatch(name)) and name[0] not in "./~" and not os.path.isdir(name)
-
-
-# ---------------------------------------------------------------- body
 
 
 def _what_it_is(contents: Contents, about: Mapping[str, Any]) -> str:
@@ -203,7 +106,7 @@ def _what_it_is(contents: Contents, about: Mapping[str, Any]) -> str:
 
 def _usage(about: Mapping[str, Any], artifact: Storage) -> Iterator[str]:
     yield "In this folder; elsewhere give its path instead of `.`:"
-    kind, library = about.get("kind"), _library(about)
+    kind, library = about.get("kind"), library_of(about)
     if kind == "text" and library == "sentence-transformers":
         yield _code(
             _with_sentence_transformers(_json(artifact, "config_sentence_transformers.json"))
@@ -351,46 +254,8 @@ def _training(contents: Contents, about: Mapping[str, Any]) -> Iterator[str]:
     if not contents.step:
         yield "Nothing was trained: the weights are those of the base model."
         return
-    for label, value in (*_trained(contents.config, about), *facts(contents)):
-        if label in TOLD:
-            yield f"- {label}: {value}"
-    config, started = contents.config, contents.started
-    rates = contents.steps.learning_rate[np.isfinite(contents.steps.learning_rate)]
-    if len(rates):
-        yield f"- Learning rate: up to {rates.max():g}"
-    for label in ("max_length", "seed"):
-        if config.get(label) is not None:
-            yield f"- {label}: {config[label]}"
-    if started is not None:
-        workers = counted(started.world_size, "worker")
-        precision = started.hardware.get("precision")
-        yield "- Hardware: " + ", ".join(filter(None, [workers, started.device, precision]))
-    if about.get("fingerprint"):
-        yield f"- Fingerprint of the weights: {about['fingerprint']}"
-
-
-def _trained(config: Mapping[str, Any], about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What of the model was trained, and what was done to it before: labels and values."""
-    dim = (about.get("head") or {}).get("dim")
-    head = f"a linear layer behind the model, to {dim} numbers" if dim else ""
-    frozen, lora = config.get("freeze"), config.get("lora")
-    what = "all weights"
-    if frozen is True:
-        what = "all else is frozen"
-    elif frozen:
-        what = f"all weights but {', '.join(f'`{name}`' for name in frozen)}"
-    elif lora is not None:
-        given = ", ".join(f"{name}={value}" for name, value in lora.items()) or "peft's defaults"
-        what = f"low-rank adapters ({given}), which are merged into the weights"
-    if head or frozen or lora is not None:
-        yield "Trained", "; ".join(filter(None, [head, what]))
-    if config.get("ema_decay") is not None:
-        decay = config["ema_decay"]
-        yield "Averaged", f"exponential moving average of the weights (ema_decay={decay:g})"
-    options = bare(config.get("model_options") or {})
-    told = [f"{name}={value}" for name, value in options.items() if name != "prompts"]
-    if told:
-        yield "Options of the model", ", ".join(told)
+    for label, value in training(contents, about):
+        yield f"- {label}: {value}"
 
 
 def _again(contents: Contents, about: Mapping[str, Any]) -> Iterator[str]:

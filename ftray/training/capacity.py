@@ -136,7 +136,7 @@ class _Trials:
         """Whether a step does; the sizes ascend."""
         self.smallest = self.smallest or rows
         try:
-            needed = self._needed(rows, step)
+            needed = max(self._needed(rows, step), 1)  # also where memory that was freed is used
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
             needed = self.budget + 1

@@ -219,9 +219,14 @@ def prepare(config: FitConfig, run_uri: str, module: Any = None, known: Job | No
         parent=parent_of(model),
         module=module,
     )
+    return _planned(replace(job, notes=_notes(job, [licence_note] if licence_note else [], notes)))
+
+
+def _planned(job: Job) -> Job:
+    """The job with the batch size that fits, where that is asked for, once its steps are tried."""
+    config, train = job.config, job.train
     step = train.step_rows(job.plan().rows(0, 0)[:TRIED_ROWS], roles_differ=False)
     try_loss(config, step, train.n_groups)
-    job = replace(job, notes=_notes(job, [licence_note] if licence_note else [], notes))
     if config.batch_size == "auto":
         job = _sized(job)
     job.val_plan()

@@ -22,9 +22,7 @@ from ftray.models.base import Encoder
 from ftray.models.module import ModuleParts, keep_module
 from ftray.models.onnx import GraphSession, load_onnx
 from ftray.models.onnx_export import (
-    Graph,
     _compare,
-    _forwards,
     _origin,
     _read,
     _take_along,
@@ -32,6 +30,7 @@ from ftray.models.onnx_export import (
     check_kind,
     write_onnx,
 )
+from ftray.models.onnx_graphs import Graph, forwards_of
 from ftray.models.registry import load_encoder, locate_model
 from ftray.models.surgery import Surgery
 from ftray.record.storage import Storage
@@ -247,9 +246,9 @@ def test_the_card_of_a_registered_model_goes_along(tmp_path: Path) -> None:
 def test_a_graph_is_compared_once_where_the_roles_are_equal(text: Path, tmp_path: Path) -> None:
     """Inputs of three roles, and of one where there are no prompts."""
     graph = Graph(name="model", role="", modality="text", hidden=True)
-    assert len(list(_forwards(load_encoder(str(text)), graph, 2, 3))) == 3
+    assert len(list(forwards_of(load_encoder(str(text)), graph, 2, 3))) == 3
     plain = load_encoder(str(tiny_text_model(tmp_path / "plain", layers=1)))
-    assert len(list(_forwards(plain, graph, 2, 3))) == 1
+    assert len(list(forwards_of(plain, graph, 2, 3))) == 1
 
 
 def test_an_artifact_with_graphs(mlp: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ import ftray
 from ftray.callbacks import EvaluationCallback
 from ftray.config import validated
 from ftray.errors import ModelError
-from ftray.report.card import _bases, _licence, _trained, bare
+from ftray.report.card_facts import _bases, _licence, _trained, bare
 from tests.tiny import tiny_clip, tiny_image_model, tiny_text_model
 
 PROMPTS = {"query": "find: ", "document": ""}
@@ -256,7 +256,7 @@ def test_a_run_that_fails_at_its_graphs_is_described_and_no_folder_is_an_id(
     given |= {"loss": "SupConLoss", "epochs": 1, "batch_size": 6, "lora": {"r": 2}}
     given |= {"learning_rate": 1e-2, "num_workers": 0, "listeners": []}
     first = ftray.fit(**given)
-    monkeypatch.setattr("ftray.models.onnx_export._export", cannot_be_exported)
+    monkeypatch.setattr("ftray.models.onnx_export.export_graph", cannot_be_exported)
     with pytest.raises(ModelError, match="The artifact is there without it"):
         ftray.fit(model_artifact=first.artifact_id, run_name="next", to_onnx=True, **given)
     second = ftray.get_run("next")
