@@ -27,13 +27,14 @@ SHOWN = (str, Path, int, float, list, tuple, dict, type(None))
 FORMERLY = {
     "configure_optimizer": "optimizer, scheduler and their options are given by name.",
     "layer_name": "Give the torch.nn.Module that ends there as model.",
+    "lr": "Did you mean 'learning_rate'?",
     "projection_head": "output_dim attaches a linear layer.",
     "public": "Nothing is uploaded: the artifact is a folder of yours.",
     "scheduler_step": "It is an option of scheduler_options.",
     "to_embedding_model": "A model is taken as it is; give the torch.nn.Module that ends in the "
     "embedding.",
 }
-"""Arguments that Finetuner's `fit` had, and what there is instead: docs/finetuner-migration.md."""
+"""What Finetuner's `fit` had (docs/finetuner-migration.md), or many would type, and what is here."""
 
 
 class FitConfig(Options):

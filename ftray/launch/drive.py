@@ -14,7 +14,6 @@ from ftray.events import Log
 from ftray.launch.places import MODEL, take
 from ftray.launch.start import Start, made_ready
 from ftray.record.session import RunSession
-from ftray.report.card import write_card
 from ftray.report.live import reported
 from ftray.run import Run
 
@@ -103,6 +102,8 @@ def _run(
     name = session.storage.name
 
     def describe() -> None:
+        from ftray.report.card import write_card  # matplotlib comes with it
+
         write_card(session.storage)
 
     try:

@@ -190,6 +190,7 @@ def connected(pairs: list[tuple[str, str]]) -> dict[str, int]:
 
 def oracle(encoder: TextEncoder, case: Case) -> tuple[float, np.ndarray, np.ndarray]:
     """Loss, gradient of the encoder, gradient of the loss's parameters, by plain autograd."""
+    encoder.requires_grad_(True)  # also of a pooler that no embedding depends on: it is zero
     options = dict(case.options)
     rows = DATA[case.data]
     groups = data_of(case).n_groups
