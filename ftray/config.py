@@ -34,7 +34,7 @@ FORMERLY = {
     "to_embedding_model": "A model is taken as it is; give the torch.nn.Module that ends in the "
     "embedding.",
 }
-"""What Finetuner's `fit` had (docs/finetuner-migration.md), or many would type, and what is here."""
+"""What Finetuner's `fit` had, or many would type, and what is here instead."""
 
 
 class FitConfig(Options):

@@ -28,7 +28,7 @@ from ftray.errors import ClusterError, RunFailedError
 from ftray.events import FitStarted, Log, StepEnded
 from ftray.training.job import prepare
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 UNPACKED = Path(tempfile.gettempdir()) / f"ftray-models-{os.getuid()}"
 ONE_CPU = {"num_cpus": 1, "object_store_memory": 100 * 1024 * 1024}

@@ -200,6 +200,7 @@ class StopAt(Callback):
         return Stop("enough") if state.global_step == 5 else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_best", [False, True])
 def test_two_workers_agree_on_what_follows_a_stop_in_mid_epoch(
     session, folder, tiny_model, labelled_rows, keep_best

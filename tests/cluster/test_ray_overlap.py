@@ -193,6 +193,7 @@ class Trace(Callback):
             file.write(f"{hook} {rank}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("validated", [True, False])
 def test_hooks_fire_once_on_rank_0_in_finetuners_order(
     session, folder, tiny_model, labelled_rows, validated

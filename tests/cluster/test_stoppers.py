@@ -76,6 +76,7 @@ def session():
     ray.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_trials_of_tune_stop_where_a_run_would(session, tmp_path):
     """All at once: a trial has a loss judged by the default rule, and one by `min_delta`; the one
