@@ -20,9 +20,9 @@ __all__ = ["Forward", "Layout", "cut_by_length", "forwards_of", "in_rows"]
 
 Layout = Literal["auto", "padded", "bucketed", "packed"]
 
-FORWARD_COST_TOKENS = 200
+FORWARD_COST_TOKENS = 100
 """What one more forward costs, as a number of tokens (MiniLM, two CPU cores)."""
-ATTENTION_TOKENS = 700
+ATTENTION_TOKENS = 330
 """In rows of this width, attention costs as much as all else (measured likewise, in training)."""
 ROW_WIDTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Widths of packed rows that are considered, in tokens."""
