@@ -136,22 +136,24 @@ def own_texts(
 
     With a seed, augmentation draws for each item from (seed, epoch, step, item), whoever does it.
 
-    With a `micro_batch_size` (texts encoded together on a rank; None = all), texts of similar
-    length share a micro batch.
+    With a `micro_batch_size` (texts encoded together on a rank; None = all) they are dealt to the
+    micro batches too, so that each has about as much to do: the largest sets the peak of memory.
     """
     lengths = np.array([encoder.cost(content) for _, content in rows.texts], dtype=np.int64)
     draws = None if seed is None else augmentation_draws(seed, len(rows.texts))
     shares = deal(lengths.tolist(), collectives.world_size)
-    if micro_batch_size is not None:
-        shares = [share[np.argsort(lengths[share], kind="stable")] for share in shares]
-    own = shares[collectives.rank]
-    size = micro_batch_size or max(len(own), 1)
+    parts = [[share] for share in shares]
+    if size := micro_batch_size:
+        parts = [
+            [share[part] for part in deal(lengths[share].tolist(), max(-(-len(share) // size), 1))]
+            for share in shares
+        ]
     micro_batches = []
-    for start in range(0, max(len(own), 1), size):
-        places = own[start : start + size]
+    for places in parts[collectives.rank]:
         items = [rows.texts[i] for i in places]
         features = encoder.collate(items, layout, None if draws is None else draws[places])
         micro_batches.append(MicroBatch(places=places, features=features))
+    shares = [np.concatenate(part) for part in parts]
     return OwnTexts(shares=shares, micro_batches=micro_batches)
 
 
