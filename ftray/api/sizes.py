@@ -149,9 +149,10 @@ def _scored(encoder: Encoder, specs: Sequence[EvaluationSpec]) -> list[Scorer]:
     from ftray.evaluation.encode import encode_batch, evaluating
     from ftray.evaluation.scorer import make_scorer
     from ftray.models.ahead import ahead
+    from ftray.models.onednn import with_onednn
 
     scorers = [make_scorer(spec) for spec in specs]
-    with evaluating(encoder):
+    with evaluating(encoder), with_onednn(encoder):
         for side in specs[0].sides:
             batches = specs[0].batches[side.name]
             made = ahead(

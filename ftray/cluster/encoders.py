@@ -46,9 +46,12 @@ class EncoderActor:
 
         import torch
 
+        from ftray.models.onednn import use_onednn
+
         torch.set_num_threads(threads)
         device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
         self._encoder = pickle.loads(packed).to(device)
+        use_onednn(self._encoder)
 
     def ready(self) -> None:
         """Answered when the model is there."""

@@ -24,6 +24,7 @@ from starlette.responses import JSONResponse
 
 from ftray.errors import ConfigError, ModelError
 from ftray.evaluation.encode import encode_texts
+from ftray.models.onednn import use_onednn
 from ftray.models.registry import load_encoder
 from ftray.runtime.local import local_device
 
@@ -62,6 +63,7 @@ class Embedder:
     def __init__(self, args: ServingArgs) -> None:
         self.batch_size = args.batch_size
         self.encoder = load_encoder(args.model, device=local_device(args.device))
+        use_onednn(self.encoder)
         if "text" not in self.encoder.modalities:
             takes = ", ".join(sorted(self.encoder.modalities))
             raise ModelError(f"'{args.model}' takes {takes}, and texts are to be served.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ from ftray.media import MEDIA_SIZE, Content
 from ftray.models.ahead import ahead
 from ftray.models.base import Features, Item
 from ftray.models.layout import Layout
+from ftray.models.onednn import FASTER_FROM, with_onednn
 
 __all__ = ["TextModel", "check_towers", "cut_batches", "encode_batch", "encode_texts", "evaluating"]
 
@@ -146,7 +147,9 @@ def encode_texts(
     def collated(number: int) -> Features:
         return encoder.collate([(role, texts[i]) for i in batches[number]], layout)
 
-    with evaluating(encoder), closing(ahead(collated, range(len(batches)), data_workers)) as ready:
+    made = ahead(collated, range(len(batches)), data_workers)
+    faster = with_onednn(encoder) if len(texts) >= FASTER_FROM else nullcontext()
+    with evaluating(encoder), faster, closing(made) as ready:
         for batch, features in zip(batches, ready, strict=True):
             result[batch] = encode_batch(encoder, features)
             done += len(batch)

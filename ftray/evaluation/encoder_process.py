@@ -37,7 +37,10 @@ def main(descriptor: int) -> None:
             import torch
 
             torch.set_num_threads(threads)
+            from ftray.models.onednn import use_onednn
+
             encoder = pickle.loads(packed).to(device)
+            use_onednn(encoder)
         except Exception:
             connection.send((None, traceback.format_exc()))
             return

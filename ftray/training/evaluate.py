@@ -23,6 +23,7 @@ from ftray.events import EvaluationEnded
 from ftray.models.ahead import ahead
 from ftray.models.base import Features
 from ftray.models.layout import Layout
+from ftray.models.onednn import with_onednn
 from ftray.runtime.base import Runtime
 
 __all__ = ["Evaluated", "evaluate", "evaluation_event", "evaluation_result"]
@@ -74,7 +75,7 @@ def evaluate(
     start = time.perf_counter()
     scorer = runtime.scorer(number)
     encoded = 0
-    with evaluating(encoder):
+    with evaluating(encoder), with_onednn(encoder):
         for side in spec.sides:
             batches = spec.batches[side.name]
             own = range(runtime.rank, len(batches), runtime.world_size)
