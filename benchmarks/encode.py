@@ -2,12 +2,13 @@
 
     python benchmarks/encode.py [--rounds 3] [--texts 5000] [--layouts auto] [--write]
 
-Texts: nine questions of Banking77 to one answer of MedQuAD (`$FTRAY_DATA`), or descriptions and
-code of the standard library where that is not set. all-MiniLM-L6-v2 on the CPU.
+Texts: nine questions of Banking77 to one answer of MedQuAD, and questions alone (`$FTRAY_DATA`), or
+descriptions and code of the standard library where that is not set. all-MiniLM-L6-v2 on the CPU.
 
-Two comparisons. One process, all threads, at equal precision: fp32, and bf16 weights on both sides.
-Two processes with a thread each against this process with one thread; the processes run already, as
-they do after the first window, and how long they took to start stands beside it.
+Two comparisons. One process, all threads, at equal precision: fp32, and bf16 weights on both sides;
+beside it how long the linear layers alone take, below which nobody comes. Two processes with a
+thread each against this process with one thread; the processes run already, as they do after the
+first window, and how long they took to start stands beside it.
 
 Correctness first: fp32 embeddings of all contestants agree to 1e-5, those of bf16 weights have
 cosines above 0.999 with them. Then rounds of everybody, the order turned by one in each round.
@@ -34,13 +35,16 @@ from ftray.evaluation.embedding import with_weights
 from ftray.evaluation.encode import encode_texts
 from ftray.evaluation.encoders import Processes
 from ftray.models.base import Encoder
+from ftray.models.onednn import with_onednn
 from ftray.models.registry import locate_model
 
 MODEL = "minilm"
 PEER = "sentence-transformers"
 TARGETS = {"fp32": 1.35, "bf16": 1.5}
 PROCESSES, PROCESSES_TARGET = 2, 1.8
-SHARE_OF_LONG = 0.1
+SHARES_OF_LONG = (0.1, 0.0)
+"""Of the texts; the first is the workload of the targets."""
+TOKENS_AT_A_TIME = 2048
 
 Floats = npt.NDArray[np.float32]
 Encode = Callable[[], Floats]
@@ -57,14 +61,19 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write results/encode.md")
     arguments = parser.parse_args()
     load = os.getloadavg()[0]
-    source, texts = drawn(arguments.texts)
-    common.say(f"{len(texts):,} texts of {source}")
-    parts = [introduction(source, texts, arguments.rounds)]
+    parts = [introduction(arguments.rounds)]
     if arguments.only != "processes":
         torch.set_num_threads(arguments.threads)
-        parts.append(precisions(texts, arguments.layouts, arguments.rounds))
+        for share in SHARES_OF_LONG:
+            source, texts = drawn(arguments.texts, share)
+            common.say(f"{len(texts):,} texts of {source}")
+            parts.append(
+                f"## One process: {source}\n\n{lengths_of(texts)}\n\n"
+                + precisions(texts, arguments.layouts, arguments.rounds)
+            )
     if arguments.only != "precision":
-        parts.append(processes(texts, arguments.rounds))
+        source, texts = drawn(arguments.texts, SHARES_OF_LONG[0])
+        parts.append(f"## Processes: {source}\n\n" + processes(texts, arguments.rounds))
     common.page(
         "encode",
         "Encoding texts of skewed length",
@@ -75,13 +84,13 @@ def main() -> None:
     )
 
 
-def drawn(count: int) -> tuple[str, list[str]]:
-    """The source, and texts of it: many short ones and a tail of long ones, in random order."""
+def drawn(count: int, share: float) -> tuple[str, list[str]]:
+    """The source, and texts of it: many short ones, and a share of long ones, in random order."""
     banking = common.data_file("banking77", "train.csv")
     medquad = common.data_file("medquad", "train.csv")
     if banking is not None and medquad is not None:
         name, short, long = (
-            "Banking77 and MedQuAD",
+            "Banking77 and MedQuAD" if share else "Banking77",
             column(banking, "text"),
             column(medquad, "answer"),
         )
@@ -89,10 +98,10 @@ def drawn(count: int) -> tuple[str, list[str]]:
         from ftray.demo.corpus import build_corpus
 
         pairs = build_corpus().train
-        name = "the standard library"
+        name = "descriptions and code" if share else "descriptions"
         short, long = [pair.query for pair in pairs], [pair.document for pair in pairs]
     draw = random.Random(0)
-    of_long = min(round(SHARE_OF_LONG * count), len(long))
+    of_long = min(round(share * count), len(long))
     texts = draw.sample(long, of_long) + draw.choices(short, k=count - of_long)
     draw.shuffle(texts)
     return name, texts
@@ -177,14 +186,41 @@ def precisions(texts: list[str], layouts: list[str], rounds: int) -> str:
         for name, rival in rivals.items()
         if name != rival
     ]
-    return f"""## One process
-
-Checked first: fp32 embeddings agree within {off:.0e}; with weights in bf16 the least cosine with
-them is {cosine:.5f}.
+    alone = []
+    for precision in TARGETS:
+        seconds = products_alone(texts, precision)
+        bound = found[f"{PEER}, {precision}"].median / seconds
+        alone.append(f"{seconds:.2f} s in {precision} ({bound:.2f} ×)")
+    return f"""Checked first: fp32 embeddings agree within {off:.0e}; with weights in bf16 the least
+cosine with them is {cosine:.5f}.
 
 {common.table(["", "median s", "min–max", "texts/s", "speed, same precision"], rows(found, rivals))}
 
-{"; ".join(verdicts)}."""
+{"; ".join(verdicts)}. The linear layers alone, by oneDNN and without padding, take
+{" and ".join(alone)}."""
+
+
+def products_alone(texts: list[str], precision: str) -> float:
+    """Seconds of the linear layers on as many tokens as the texts have; the best of three."""
+    encoder = with_weights(ftray.get_model(MODEL, device="cpu"), precision, own=True)
+    layers = [
+        layer
+        for name, layer in encoder.named_modules()
+        if type(layer) is torch.nn.Linear and "pooler" not in name  # of the first token alone
+    ]
+    limit = encoder.max_tokens()
+    tokens = sum(min(count, limit) for count in encoder.token_counts(texts, ""))
+    dtype = layers[0].weight.dtype
+    inputs = [torch.randn(TOKENS_AT_A_TIME, layer.in_features, dtype=dtype) for layer in layers]
+    seconds = []
+    with torch.no_grad(), with_onednn(encoder):
+        for _ in range(4):
+            start = time.perf_counter()
+            for _ in range(round(tokens / TOKENS_AT_A_TIME)):
+                for layer, values in zip(layers, inputs, strict=True):
+                    layer(values)
+            seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
 
 
 def ours(encoder: Encoder, texts: list[str], layout: str, precision: str) -> Encode:
@@ -242,10 +278,8 @@ def processes(texts: list[str], rounds: int) -> str:
     common.require(off < 1e-6, f"{several}: embeddings differ by {off:.1e}")
     ratio = speed(found[one], found[several])
     table = rows(found, {one: one, several: one})
-    return f"""## Processes
-
-Checked first: the embeddings agree within {off:.0e}. The processes took {started:.1f} s to start,
-which is not in the times.
+    return f"""Checked first: the embeddings agree within {off:.0e}. The processes took
+{started:.1f} s to start, which is not in the times.
 
 {common.table(["", "median s", "min–max", "texts/s", "speed"], table)}
 
@@ -255,17 +289,22 @@ which is not in the times.
 # ------------------------------------------------------------------ the page
 
 
-def introduction(source: str, texts: list[str], rounds: int) -> str:
-    """What was encoded, and how."""
+def introduction(rounds: int) -> str:
+    """Who encoded, and how."""
+    versions = common.versions("sentence-transformers", "transformers")
+    return f"""{versions}. all-MiniLM-L6-v2. Everybody has the defaults: batches of 32 of
+sentence-transformers. Medians of {rounds} rounds after one that is not timed, the order turned by
+one in each round."""
+
+
+def lengths_of(texts: list[str]) -> str:
+    """How long they are."""
     encoder = ftray.get_model(MODEL, device="cpu")
     lengths = np.array(encoder.token_counts(texts, ""))
     low, middle, high = (int(np.percentile(lengths, share)) for share in (10, 50, 95))
     limit = encoder.max_tokens()
-    return f"""{common.versions("sentence-transformers", "transformers")}. {len(texts):,} texts of
-{source}, drawn with seed 0: a tenth of them have {low} tokens or fewer, half {middle} or fewer, one
-in twenty {high} or more; what is longer than {limit} is cut. all-MiniLM-L6-v2. Everybody has the
-defaults: batches of 32 of sentence-transformers. Medians of {rounds} rounds after one that is
-not timed, the order turned by one in each round."""
+    return f"""{len(texts):,} texts, drawn with seed 0: a tenth of them have {low} tokens or fewer,
+half {middle} or fewer, one in twenty {high} or more; what is longer than {limit} is cut."""
 
 
 if __name__ == "__main__":
