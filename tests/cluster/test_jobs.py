@@ -194,6 +194,7 @@ def test_what_is_wrong_is_said_before_anything_is_on_record(
     assert not (tmp_path / "runs" / "default").exists()
 
 
+@pytest.mark.slow
 def test_ray_job_submit_runs_ftray_fit_and_ray_job_stop_keeps_a_checkpoint(
     work: Path, open_head: Head, tmp_path: Path, tiny_model: Path
 ) -> None:

@@ -26,7 +26,7 @@ from ftray.callbacks import (
 from ftray.callbacks.base import FINETUNER_HOOKS
 from ftray.events import EvaluationEnded, StepEnded, StepsDiscarded
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,6 @@ def _pids(name: str) -> list[int]:
     return found
 
 
-@pytest.mark.slow
 def test_an_evaluator_that_dies_is_started_again(
     session, folder, tiny_model, labelled_rows, blocking
 ):
@@ -193,7 +192,6 @@ class Trace(Callback):
             file.write(f"{hook} {rank}\n")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("validated", [True, False])
 def test_hooks_fire_once_on_rank_0_in_finetuners_order(
     session, folder, tiny_model, labelled_rows, validated

@@ -28,10 +28,9 @@ from ftray.training.precision import Precision
 from ftray.training.step import forward_backward, own_texts, validation_loss
 from tests.proofs.cases import sentences
 
-__all__ = ["ENTRIES", "MICRO_BATCH_SIZES", "Entry", "Outcome"]
+__all__ = ["ENTRIES", "Entry", "Outcome"]
 __all__ += ["data_of", "gradient", "run_table", "step_rows"]
 
-MICRO_BATCH_SIZES: list[int | None] = [None, 1, 3]
 SEED = 5
 
 LABELS = ["aaabbbcccddd", "aabbc", "aab", "abcd"]

@@ -16,7 +16,10 @@ from typing import Any
 
 import pytest
 
-__all__ = ["run_ranks"]
+__all__ = ["WORLD_SIZES", "Tables", "run_ranks"]
+
+WORLD_SIZES = [2, pytest.param(4, marks=pytest.mark.slow)]
+"""For `parametrize`: four ranks take long on two cores."""
 
 CHILD_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -25,6 +28,24 @@ CHILD_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+
+class Tables(dict[int, list[Any]]):
+    """World size to what each rank gave; the ranks are started once, when first asked for.
+
+    Args:
+        alone: what one process gives.
+        function: as of `run_ranks`.
+        payload: likewise.
+    """
+
+    def __init__(self, alone: Any, function: Callable[[Any, Any], Any], payload: Any) -> None:
+        super().__init__({1: [alone]})
+        self._work = (function, payload)
+
+    def __missing__(self, world_size: int) -> list[Any]:
+        self[world_size] = run_ranks(world_size, *self._work)
+        return self[world_size]
 
 
 def run_ranks(

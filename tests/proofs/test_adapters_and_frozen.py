@@ -22,7 +22,7 @@ from ftray.training.frozen import FeatureMaker
 from ftray.training.step import forward_backward, own_texts
 from tests.models.captions import captioned
 from tests.proofs.cases import sentences
-from tests.proofs.gloo import run_ranks
+from tests.proofs.gloo import WORLD_SIZES, run_ranks
 from tests.tiny import tiny_clip, tiny_text_model
 
 TOLERANCE = 1e-9
@@ -176,7 +176,7 @@ def assert_equal(got: dict[str, Any], want: dict[str, Any], tolerance: float) ->
     assert got["loss"] == pytest.approx(want["loss"], rel=tolerance)
 
 
-@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_a_step_is_the_same_for_every_number_of_workers(
     places: dict[str, tuple[str, dict[str, Any]]], single: dict[str, Any], world_size: int
 ) -> None:

@@ -23,10 +23,9 @@ from ftray.models.registry import load_encoder
 from ftray.runtime.process_group import SingleProcess
 from ftray.training.step import forward_backward, loss_inputs, own_texts, shard_of, validation_loss
 from tests.models.tensors import labelled, vector_bytes
-from tests.proofs.gloo import run_ranks
+from tests.proofs.gloo import WORLD_SIZES, Tables
 
 TOLERANCE = 1e-9
-WORLD_SIZES = [2, 4]
 STEPS = 3
 SIDE = 4
 ALONE = SingleProcess(torch.device("cpu"))
@@ -222,10 +221,9 @@ def whole(encoder: Net, loss: StepLoss, rows: StepRows) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def outcomes(one_thread: None) -> dict[int, list[dict[str | None, Any]]]:
-    """World size to what each rank gave; one start of processes per world size."""
-    every = [None, *MUTATIONS]
-    return {1: [run(ALONE, [None])]} | {w: run_ranks(w, run, every) for w in WORLD_SIZES}
+def outcomes(one_thread: None) -> Tables:
+    """World size to what each rank gave."""
+    return Tables(run(ALONE, [None]), run, [None, *MUTATIONS])
 
 
 def distance(got: Outcome, want: Outcome) -> float:

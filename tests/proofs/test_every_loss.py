@@ -1,8 +1,8 @@
 """Contract 2, wide: every loss and miner, any number of workers, any size of micro batch.
 
 The list is in `every_loss.py`. What one process computes in one forward is also compared with plain
-autograd, so that agreement is not agreement on something wrong. Four workers take minutes on two
-cores: `make test-slow` has them.
+autograd, so that agreement is not agreement on something wrong. Four workers, and micro batches of
+one text, take minutes on two cores: `make test-slow` has them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from ftray.training import step as steps
 from ftray.training.step import LOSS_STREAM, forward_backward, loss_inputs, own_texts, seeded
 from tests.proofs.every_loss import (
     ENTRIES,
-    MICRO_BATCH_SIZES,
     SEED,
     Entry,
     Outcome,
@@ -36,7 +35,9 @@ from tests.tiny import tiny_text_model
 
 TOLERANCE = 1e-9
 NOTHING = 1e-12
-WORLD_SIZES = [2, pytest.param(4, marks=pytest.mark.slow)]
+SIZES: list[int | None] = [None, 3]
+SLOW_SIZES: list[int | None] = [1]
+"""Of micro batches, None for the whole."""
 ALONE = SingleProcess(torch.device("cpu"))
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")  # HistogramLoss
@@ -49,7 +50,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def payload(model: str, one_thread: None) -> dict[str, Any]:
-    return {"model": model, "entries": ENTRIES, "sizes": MICRO_BATCH_SIZES}
+    return {"model": model, "entries": ENTRIES, "sizes": SIZES}
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +60,21 @@ def alone(payload: dict[str, Any]) -> dict[Any, Outcome]:
 
 
 @pytest.fixture(scope="module")
-def ranks(payload: dict[str, Any], request: pytest.FixtureRequest) -> list[dict[Any, Outcome]]:
-    """What each of some ranks returned."""
-    return run_ranks(request.param, run_table, payload, 300)
+def two(payload: dict[str, Any]) -> list[dict[Any, Outcome]]:
+    """What each of two ranks returned."""
+    return run_ranks(2, run_table, payload, 300)
+
+
+@pytest.fixture(scope="module")
+def one_slowly(payload: dict[str, Any]) -> dict[Any, Outcome]:
+    """What one process computes, one text at a time."""
+    return run_table(ALONE, {**payload, "sizes": SLOW_SIZES})
+
+
+@pytest.fixture(scope="module")
+def four(payload: dict[str, Any]) -> list[dict[Any, Outcome]]:
+    """What each of four ranks returned, with every size."""
+    return run_ranks(4, run_table, {**payload, "sizes": SIZES + SLOW_SIZES}, 300)
 
 
 def differences(got: Outcome, want: Outcome) -> dict[str, float]:
@@ -76,20 +89,34 @@ def differences(got: Outcome, want: Outcome) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
-@pytest.mark.parametrize("size", MICRO_BATCH_SIZES, ids=lambda size: f"micro {size or 'whole'}")
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"micro {size or 'whole'}")
 def test_training_is_the_same_for_any_micro_batches(
     alone: Any, entry: Entry, size: int | None
 ) -> None:
     check_same([alone[entry.name, size]], alone[entry.name, None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
-@pytest.mark.parametrize("size", MICRO_BATCH_SIZES, ids=lambda size: f"micro {size or 'whole'}")
-@pytest.mark.parametrize("ranks", WORLD_SIZES, indirect=True, scope="module")
-def test_training_is_the_same_for_any_workers_and_micro_batches(
-    ranks: Any, alone: Any, entry: Entry, size: int | None
+def test_training_is_the_same_one_text_at_a_time(alone: Any, one_slowly: Any, entry: Entry) -> None:
+    check_same([one_slowly[entry.name, 1]], alone[entry.name, None])
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"micro {size or 'whole'}")
+def test_training_is_the_same_for_two_workers(
+    two: Any, alone: Any, entry: Entry, size: int | None
 ) -> None:
-    check_same([table[entry.name, size] for table in ranks], alone[entry.name, None])
+    check_same([table[entry.name, size] for table in two], alone[entry.name, None])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("size", SIZES + SLOW_SIZES, ids=lambda size: f"micro {size or 'whole'}")
+def test_training_is_the_same_for_four_workers(
+    four: Any, alone: Any, entry: Entry, size: int | None
+) -> None:
+    check_same([table[entry.name, size] for table in four], alone[entry.name, None])
 
 
 def check_same(ranks: list[Outcome], want: Outcome) -> None:
@@ -130,10 +157,9 @@ def test_the_first_step_is_plain_autograd(alone: Any, model: str, entry: Entry) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [4], indirect=True, scope="module")
-def test_some_ranks_have_no_texts(ranks: Any) -> None:
-    four = [table[ENTRIES[0].name, 1] for table in ranks]
-    assert [min(rank.texts) for rank in four].count(0) == 1
+def test_some_ranks_have_no_texts(four: Any) -> None:
+    ranks = [table[ENTRIES[0].name, 1] for table in four]
+    assert [min(rank.texts) for rank in ranks].count(0) == 1
 
 
 def test_the_list_is_whole(alone: Any) -> None:

@@ -25,11 +25,10 @@ from ftray.training import step as steps
 from ftray.training.step import augmentation_draws, forward_backward, loss_inputs, own_texts
 from tests.models.pictures import random_pictures
 from tests.models.tensors import labelled
-from tests.proofs.gloo import run_ranks
+from tests.proofs.gloo import WORLD_SIZES, Tables
 from tests.tiny import tiny_image_model
 
 TOLERANCE = 1e-9
-WORLD_SIZES = [2, 4]
 STEPS = 2
 LABELS = "aaabbbcccdd"
 ALONE = SingleProcess(torch.device("cpu"))
@@ -160,9 +159,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def outcomes(folder: str, one_thread: None) -> dict[int, list[dict[str, dict[str, Outcome]]]]:
-    """World size to what each rank gave; one start of processes per world size."""
-    return {1: [run(ALONE, folder)]} | {w: run_ranks(w, run, folder) for w in WORLD_SIZES}
+def outcomes(folder: str, one_thread: None) -> Tables:
+    """World size to what each rank gave."""
+    return Tables(run(ALONE, folder), run, folder)
 
 
 def distance(got: Outcome, want: Outcome) -> float:
@@ -174,15 +173,17 @@ def distance(got: Outcome, want: Outcome) -> float:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_steps_are_those_of_the_whole_batch_at_once(outcomes: Any, folder: str, name: str) -> None:
+@pytest.mark.parametrize("world_size", [1, *WORLD_SIZES])
+def test_steps_are_those_of_the_whole_batch_at_once(
+    outcomes: Any, folder: str, world_size: int, name: str
+) -> None:
     want = oracle(CASES[name], folder)
     assert want.losses[1] != want.losses[0] and np.linalg.norm(want.vectors["gradient 0"]) > 1e-3
-    for world_size in (1, *WORLD_SIZES):
-        ranks = [rank["cases"][name] for rank in outcomes[world_size]]
-        for got in ranks:
-            assert distance(got, want) < TOLERANCE, world_size
-        for vector in ("weights", "buffers"):
-            assert len({rank.vectors[vector].tobytes() for rank in ranks}) == 1
+    ranks = [rank["cases"][name] for rank in outcomes[world_size]]
+    for got in ranks:
+        assert distance(got, want) < TOLERANCE
+    for vector in ("weights", "buffers"):
+        assert len({rank.vectors[vector].tobytes() for rank in ranks}) == 1
 
 
 @pytest.mark.parametrize("name", MUTATIONS)

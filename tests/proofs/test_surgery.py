@@ -30,12 +30,11 @@ from ftray.training.optim import build_optimizer
 from ftray.training.step import forward_backward, loss_inputs, own_texts, seeded
 from tests.models.captions import pair_records, squares
 from tests.proofs.cases import DATA
-from tests.proofs.gloo import run_ranks
+from tests.proofs.gloo import WORLD_SIZES, run_ranks
 from tests.tiny import tiny_clip, tiny_image_model, tiny_text_model
 
 TOLERANCE = 1e-9
 SEED = (3, 1, 2)
-WORLD_SIZES = [2, pytest.param(4, marks=pytest.mark.slow)]
 
 
 @dataclass(frozen=True)

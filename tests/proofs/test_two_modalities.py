@@ -18,11 +18,10 @@ from ftray.models.registry import load_encoder
 from ftray.runtime.process_group import SingleProcess
 from ftray.training.step import forward_backward, own_texts
 from tests.models.captions import pair_records, squares
-from tests.proofs.gloo import run_ranks
+from tests.proofs.gloo import WORLD_SIZES, Tables
 from tests.tiny import tiny_clip, tiny_siglip, tiny_text_model
 
 TOLERANCE = 1e-9
-WORLD_SIZES = [2, 4]
 SEED = (3, 1, 2)
 RATE = 0.01
 
@@ -97,9 +96,7 @@ def gradient(module: nn.Module) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def tables(
-    tmp_path_factory: pytest.TempPathFactory, one_thread: None
-) -> dict[int, list[dict[str, Any]]]:
+def tables(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Tables:
     """World size to what each rank returned."""
     root = tmp_path_factory.mktemp("models")
     clip, siglip = str(tiny_clip(root / "clip")), str(tiny_siglip(root / "siglip"))
@@ -115,20 +112,21 @@ def tables(
         "two towers": ("two-towers", towers),
         "frozen towers": ("two-towers", {**towers, "frozen": ["text"]}),
     }
-    single = run_cases(SingleProcess(torch.device("cpu")), models)
-    return {1: [single]} | {w: run_ranks(w, run_cases, models) for w in WORLD_SIZES}
+    return Tables(run_cases(SingleProcess(torch.device("cpu")), models), run_cases, models)
 
 
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
 @pytest.mark.parametrize("name", CASES)
-def test_a_step_is_the_same_for_every_number_of_workers(tables: Any, name: str) -> None:
+def test_a_step_is_the_same_for_every_number_of_workers(
+    tables: Any, name: str, world_size: int
+) -> None:
     want = tables[1][0][name]
-    for world_size in WORLD_SIZES:
-        ranks = [table[name] for table in tables[world_size]]
-        for what, vector in want["vectors"].items():
-            norm, got = np.linalg.norm(vector), ranks[0]["vectors"][what]
-            assert np.linalg.norm(got - vector) < TOLERANCE * norm, (world_size, what)
-        assert all(rank["with gradient"] == want["with gradient"] for rank in ranks)
-        assert len({rank["digest"] for rank in ranks}) == 1, "the ranks drift apart"
+    ranks = [table[name] for table in tables[world_size]]
+    for what, vector in want["vectors"].items():
+        norm, got = np.linalg.norm(vector), ranks[0]["vectors"][what]
+        assert np.linalg.norm(got - vector) < TOLERANCE * norm, what
+    assert all(rank["with gradient"] == want["with gradient"] for rank in ranks)
+    assert len({rank["digest"] for rank in ranks}) == 1, "the ranks drift apart"
 
 
 def test_micro_batches_change_nothing(tables: Any) -> None:
@@ -137,16 +135,20 @@ def test_micro_batches_change_nothing(tables: Any) -> None:
         assert np.linalg.norm(cut[what] - vector) < TOLERANCE * np.linalg.norm(vector), what
 
 
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_both_modalities_are_dealt_to_all_ranks(tables: Any, world_size: int) -> None:
+    for name in CASES:
+        ranks = [table[name] for table in tables[world_size]]
+        for what, most in (("texts", 2), ("images", 1)):
+            counts = [rank[what] for rank in ranks]
+            assert max(counts) - min(counts) <= most, (name, what, counts)
+    few = [table["CLIP, fewer pairs than ranks"] for table in tables[world_size]]
+    least = min(rank[what] for rank in few for what in ("images", "texts"))
+    assert (least == 0) == (world_size == 4)
+
+
 def test_the_cases_hold_what_they_should(tables: Any) -> None:
-    """Both modalities dealt to all ranks, learned numbers, and weights that are left alone."""
-    for world_size in WORLD_SIZES:
-        for name in CASES:
-            ranks = [table[name] for table in tables[world_size]]
-            for what, most in (("texts", 2), ("images", 1)):
-                counts = [rank[what] for rank in ranks]
-                assert max(counts) - min(counts) <= most, (name, what, counts)
-    few = [table["CLIP, fewer pairs than ranks"] for table in tables[4]]
-    assert min(rank["images"] for rank in few) == min(rank["texts"] for rank in few) == 0
+    """Both modalities, learned numbers, and weights that are left alone."""
     for name, (model, *_) in CASES.items():
         table = tables[1][0][name]
         assert np.abs(table["vectors"]["loss gradient"]).min() > 1e-12, name
