@@ -5,7 +5,7 @@ oneDNN uses what there is. In bfloat16 torch calls oneDNN itself, but lays the w
 anew in each forward. So weights are laid out once, and oneDNN multiplies, as torch's own compiler
 has it do in frozen graphs. The layers of a model are back as they were afterwards.
 
-On Intel's processors float32 stays with MKL, which uses AVX-512 there.
+On Intel's processors float32 stays with MKL, which uses AVX-512 there; without AVX-512, all does.
 """
 
 from __future__ import annotations
@@ -57,11 +57,12 @@ def with_onednn(model: object) -> Iterator[None]:
 
 @cache
 def faster_dtypes() -> frozenset[torch.dtype]:
-    """Types of weights for which oneDNN is the faster one, on this machine."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    """Types of weights that oneDNN multiplies faster on this machine."""
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not available or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return frozenset()
     found = set()
-    if torch.backends.cpu.get_cpu_capability() == "AVX512" and "AuthenticAMD" in _cpu():
+    if "AuthenticAMD" in _cpu():
         found.add(torch.float32)
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         found.add(torch.bfloat16)
