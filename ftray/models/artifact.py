@@ -10,10 +10,11 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ftray.errors import FtrayError, ModelError
+from ftray.errors import FtrayError, ModelError, StorageError
 from ftray.models.base import Encoder
 from ftray.models.catalogue import ALIASES, MODELS, SCRATCH
 from ftray.models.kinds import FACTS
@@ -108,8 +109,10 @@ def _add_graphs(storage: Storage, folder: Path, name: str) -> None:
 
     try:
         export_folder(folder, name)
-    except ModelError as error:
+        storage.upload(folder / GRAPHS, f"{FOLDER}/{GRAPHS}")
+    except (ModelError, StorageError, OSError) as error:  # such as a disk that is full
+        with suppress(StorageError, OSError):
+            storage.delete(f"{FOLDER}/{GRAPHS}")  # a part of them
         raise ModelError(
             f"to_onnx: {error}. The artifact is there without it: {storage.path(FOLDER)}"
         ) from error
-    storage.upload(folder / GRAPHS, f"{FOLDER}/{GRAPHS}")

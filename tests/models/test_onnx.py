@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pyarrow import fs
 from torch import nn
 
 import ftray
@@ -267,6 +268,25 @@ def test_an_artifact_is_not_lost_where_its_graph_fails(tmp_path: Path) -> None:
     ):
         write_artifact(storage, encoder, {"base_model": "pointnet-base"}, to_onnx=True)
     assert load_encoder(storage.path("artifact")).embedding_dim == 512
+    assert not storage.exists("artifact/onnx")
+
+
+@pytest.mark.parametrize("what", ["ftray.models.onnx_graphs._write", "pyarrow.fs.copy_files"])
+def test_an_artifact_is_not_lost_where_the_disk_is_full(
+    mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    storage, real = Storage(str(tmp_path)), fs.copy_files
+
+    def full(first: Any, target: Any, *rest: Any, **more: Any) -> None:
+        if str(target).endswith("artifact"):  # the model's own files
+            return real(first, target, *rest, **more)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(what, full)
+    message = "to_onnx: .*No space left on device.* The artifact is there without it: .*artifact"
+    with pytest.raises(ModelError, match=message):
+        write_artifact(storage, load_encoder(str(mlp)), {"base_model": "mlp"}, to_onnx=True)
+    assert load_encoder(storage.path("artifact")).embedding_dim == 4
     assert not storage.exists("artifact/onnx")
 
 
