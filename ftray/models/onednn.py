@@ -6,15 +6,18 @@ anew in each forward. So weights are laid out once, and oneDNN multiplies, as to
 has it do in frozen graphs. The layers of a model are back as they were afterwards.
 
 On Intel's processors float32 stays with MKL, which uses AVX-512 there; without AVX-512, all does.
+`torch.backends.mkldnn.flags(enabled=False)` turns it off.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TypeGuard
+from threading import Lock
+from types import MethodType
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -23,36 +26,48 @@ __all__ = ["FASTER_FROM", "faster_dtypes", "use_onednn", "with_onednn"]
 
 FASTER_FROM = 32
 """Texts. To lay the weights out takes as long as to encode some ten short ones (MiniLM)."""
+LEAST_WIDTH = 64
+"""Of the values a layer takes and gives; low-rank adapters and classifiers are narrower."""
+LEAST_ROWS = 32
+"""Of values that are multiplied at a time."""
+
+_changing = Lock()
 
 
-def use_onednn(model: object) -> list[nn.Linear]:
+def use_onednn(model: Any) -> list[nn.Linear]:
     """Have the linear layers of a model computed by oneDNN, where that is faster.
 
-    Weights must not change from now on, and take the memory of a copy. With gradients, autocast or
-    values of another type the layers compute as ever. Where a module's `forward` is somebody's own
-    (torch.compile's, or ours already), all stays as it is.
+    It takes the memory of a copy of their weights. With gradients, autocast, values of another type
+    or weights that have changed since, a layer computes as ever, and so does a copy of it. Where a
+    module's `forward` is somebody's own (torch.compile's, or ours already), all stays as it is.
+
+    Args:
+        model: whatever has `modules()`.
 
     Returns:
         The layers.
     """
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    if any("forward" in vars(module) for module in modules):
-        return []
-    layers = [module for module in modules if _is_packable(module)]
-    for layer in layers:
-        layer.forward = _forward_of(layer)  # type: ignore[method-assign,assignment]
-    return layers
+    with _changing:
+        modules = list(model.modules())
+        if not torch.backends.mkldnn.enabled or any("forward" in vars(one) for one in modules):
+            return []
+        layers = [module for module in modules if _is_packable(module)]
+        forwards = [_forward_of(layer) for layer in layers]  # may fail, before anything is changed
+        for layer, forward in zip(layers, forwards, strict=True):
+            layer.forward = forward  # type: ignore[method-assign]
+        return layers
 
 
 @contextmanager
-def with_onednn(model: object) -> Iterator[None]:
+def with_onednn(model: Any) -> Iterator[None]:
     """As `use_onednn`, for a while."""
     layers = use_onednn(model)
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.forward
+        with _changing:
+            for layer in layers:
+                del layer.forward
 
 
 @cache
@@ -80,23 +95,42 @@ def _cpu() -> str:
 
 def _is_packable(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Plain layers alone: another class, or a hook, may make weights of its own."""
+    if type(module) is not nn.Linear or module._forward_pre_hooks:
+        return False
+    weight = module.weight
     return (
-        type(module) is nn.Linear
-        and module.weight.device.type == "cpu"
-        and module.weight.dtype in faster_dtypes()
-        and not module._forward_pre_hooks
+        type(weight) in (Tensor, nn.Parameter)
+        and not weight.is_inference()
+        and weight.device.type == "cpu"
+        and weight.dtype in faster_dtypes()
+        and min(weight.shape) >= LEAST_WIDTH
     )
 
 
-def _forward_of(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
-    weight, bias = layer.weight.detach(), layer.bias
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+def _forward_of(layer: nn.Linear) -> Any:
+    """A `forward` bound to the layer; of a copy of the layer it is bound to the copy."""
+    weight = layer.weight
+    version = weight._version
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
 
-    def forward(values: Tensor) -> Tensor:
-        other = values.dtype != weight.dtype or torch.is_autocast_enabled("cpu")
-        if other or torch.is_grad_enabled() or not values.numel():
-            return nn.functional.linear(values, layer.weight, bias)
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(values, packed, bias, "none", [], "")
-        return product
+    def forward(self: nn.Linear, values: Tensor) -> Tensor:
+        own = self.weight is weight and weight._version == version and values.dtype == weight.dtype
+        rows = values.reshape(-1, values.shape[-1]) if own else values
+        few = len(rows) < LEAST_ROWS
+        if not own or few or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            return nn.functional.linear(values, self.weight, self.bias)
+        return _product(rows, packed, self.bias).reshape(*values.shape[:-1], -1)
 
-    return forward
+    return MethodType(forward, layer)
+
+
+def _product(rows: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    """Rows `(n, in)` to `(n, out)`.
+
+    They are filled up to one of few numbers of rows: what oneDNN makes for each stays in memory,
+    half a megabyte.
+    """
+    step = 64 if len(rows) <= 1024 else 256
+    filled = nn.functional.pad(rows, (0, 0, 0, -len(rows) % step))
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(filled, packed, bias, "none", [], "")
+    return product[: len(rows)]

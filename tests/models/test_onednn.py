@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import ftray
+from ftray.callbacks import EvaluationCallback
 from ftray.evaluation.encode import encode_texts
 from ftray.models import onednn
 from ftray.models.onednn import FASTER_FROM, faster_dtypes, use_onednn, with_onednn
@@ -18,69 +24,144 @@ TEXTS = [" ".join(["card", "bank", "lost"][i % 3] for _ in range(1 + i % 7)) for
 
 @pytest.fixture
 def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """float32 by oneDNN on any processor."""
+    """Any layer on any processor."""
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
-    monkeypatch.setattr(onednn, "faster_dtypes", lambda: frozenset({torch.float32}))
+    dtypes = frozenset({torch.float32, torch.bfloat16})
+    monkeypatch.setattr(onednn, "faster_dtypes", lambda: dtypes)
+    monkeypatch.setattr(onednn, "LEAST_WIDTH", 1)
+    monkeypatch.setattr(onednn, "LEAST_ROWS", 1)
+
+
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch, everywhere: None) -> list[int]:
+    """How many rows oneDNN was given, each time."""
+    found: list[int] = []
+    real = onednn._product
+
+    def product(rows: torch.Tensor, *others: Any) -> torch.Tensor:
+        found.append(len(rows))
+        return real(rows, *others)
+
+    monkeypatch.setattr(onednn, "_product", product)
+    return found
 
 
 def replaced(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if "forward" in vars(module)]
 
 
-def test_values_are_those_of_torch_for_any_shape(everywhere: None) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_values_are_those_of_torch_for_any_shape(
+    products: list[int], dtype: torch.dtype, bias: bool
+) -> None:
+    layer = nn.Linear(8, 4, bias=bias).to(dtype)
+    values = [torch.randn(8), torch.randn(3, 8), torch.randn(2, 3, 8), torch.randn(1500, 8)]
+    values += [torch.randn(0, 8), torch.randn(2, 0, 8), torch.randn(8, 65).T, torch.randn(3, 16)]
+    values = [value[..., :8].to(dtype) for value in values]  # the last ones not contiguous
+    plain = [layer(value) for value in values]
+    with torch.no_grad(), with_onednn(nn.Sequential(layer)):
+        for value, expected in zip(values, plain, strict=True):
+            torch.testing.assert_close(layer(value), expected)
+    assert products == [1, 3, 6, 1500, 65, 3]
+
+
+def test_few_numbers_of_rows_are_multiplied(
+    everywhere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What oneDNN keeps for each of them would else grow without end."""
+    seen = set()
     layer = nn.Linear(8, 4)
-    values = [torch.randn(8), torch.randn(3, 8), torch.randn(0, 8), torch.randn(2, 3, 8)]
-    values += [torch.randn(8, 5).T, torch.randn(3, 16)[:, ::2]]
-    for one in (layer, nn.Linear(8, 4, bias=False)):
-        plain = [one(value) for value in values]
-        with torch.no_grad(), with_onednn(nn.Sequential(one)):
-            assert replaced(one)
-            for value, expected in zip(values, plain, strict=True):
-                torch.testing.assert_close(one(value), expected)
+    real = nn.functional.pad
+    monkeypatch.setattr(nn.functional, "pad", lambda *a: (seen.add(len(f := real(*a))), f)[1])
+    with torch.no_grad(), with_onednn(layer):
+        for rows in range(1, 3000, 7):
+            layer(torch.ones(rows, 8))
+    assert len(seen) < 30 and max(seen) < 3000 + 256
 
 
 def test_embeddings_are_equal_and_the_model_is_as_it_was(
-    everywhere: None, tiny_model: Path
+    products: list[int], tiny_model: Path
 ) -> None:
     encoder = load_encoder(str(tiny_model))
-    plain = encode_texts(encoder, TEXTS[: FASTER_FROM - 1], batch_size=None)
-    seen = []
-    encoder.register_forward_hook(lambda *_: seen.append(len(replaced(encoder))))
+    few = TEXTS[: FASTER_FROM - 1]
+    plain = encode_texts(encoder, few, batch_size=None)
+    assert not products, "a few texts are not worth it"
     faster = encode_texts(encoder, TEXTS, batch_size=None)
-    assert seen and all(seen)
-    assert not replaced(encoder)
-    torch.testing.assert_close(torch.tensor(faster[: len(plain)]), torch.tensor(plain))
+    assert products and not replaced(encoder)
+    torch.testing.assert_close(torch.tensor(faster[: len(few)]), torch.tensor(plain))
 
 
-def test_a_few_texts_are_not_worth_it(everywhere: None, tiny_model: Path) -> None:
-    encoder = load_encoder(str(tiny_model))
-    seen = []
-    encoder.register_forward_hook(lambda *_: seen.append(len(replaced(encoder))))
-    encode_texts(encoder, TEXTS[: FASTER_FROM - 1], batch_size=None)
-    assert seen and not any(seen)
+def test_evaluations_use_it(
+    products: list[int], tiny_model: Path, labelled_rows: list[dict[str, str]], tmp_path: Path
+) -> None:
+    data = {"query_data": labelled_rows[:8], "index_data": labelled_rows[8:24]}
+    ftray.evaluate(str(tiny_model), data["query_data"], data["index_data"])
+    assert products
+    for frozen in (False, True):
+        products.clear()
+        ftray.fit(
+            model=str(tiny_model),
+            train_data=labelled_rows,
+            epochs=1,
+            num_workers=0,
+            freeze=frozen,
+            storage_path=str(tmp_path / str(frozen)),
+            callbacks=[EvaluationCallback(**data)],
+        )
+        assert products
 
 
-def test_the_model_is_as_it_was_after_an_error(everywhere: None) -> None:
-    model = nn.Sequential(nn.Linear(2, 2))
+def test_the_model_is_as_it_was_after_errors(
+    everywhere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     with pytest.raises(RuntimeError, match="half way"), with_onednn(model):
         raise RuntimeError("half way")
     assert not replaced(model)
+    real, calls = onednn._forward_of, []
+
+    def fails_at_the_second(layer: nn.Linear) -> Any:
+        calls.append(layer)
+        if len(calls) == 2:
+            raise MemoryError
+        return real(layer)
+
+    monkeypatch.setattr(onednn, "_forward_of", fails_at_the_second)
+    with pytest.raises(MemoryError), with_onednn(model):
+        pass
+    assert not replaced(model) and len(calls) == 2
 
 
-def test_weights_that_were_trained_meanwhile_are_seen(everywhere: None) -> None:
+def test_weights_that_change_meanwhile_are_seen(products: list[int]) -> None:
     model = nn.Sequential(nn.Linear(4, 4))
     value = torch.randn(3, 4)
-    with torch.no_grad():
-        with with_onednn(model):
-            model(value)
+    with torch.no_grad(), with_onednn(model):
+        model(value)
+        assert len(products) == 1
         model[0].weight.mul_(2)
-        expected = model(value)
-        with with_onednn(model):
-            torch.testing.assert_close(model(value), expected)
+        torch.testing.assert_close(
+            model(value), nn.functional.linear(value, model[0].weight, model[0].bias)
+        )
+        model[0].weight = nn.Parameter(torch.zeros(4, 4))
+        torch.testing.assert_close(model(value), model[0].bias.expand(3, 4))
+    assert len(products) == 1
 
 
-def test_gradients_autocast_and_other_types_go_torchs_way(everywhere: None) -> None:
+def test_a_copy_computes_with_its_own_weights(products: list[int]) -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    use_onednn(model)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.zero_()
+        assert not other(torch.randn(2, 4)).any()
+        assert model(torch.randn(2, 4)).any()
+    assert len(products) == 1
+
+
+def test_gradients_autocast_and_other_types_go_torchs_way(products: list[int]) -> None:
     layer = nn.Linear(4, 3)
     value = torch.randn(2, 4)
     with with_onednn(layer):
@@ -90,20 +171,33 @@ def test_gradients_autocast_and_other_types_go_torchs_way(everywhere: None) -> N
             assert layer(value).dtype == torch.bfloat16
         with torch.no_grad(), pytest.raises(RuntimeError, match="dtype"):
             layer(value.double())
+    assert not products
 
 
-@pytest.mark.parametrize("kind", ["compiled", "hook", "class", "type"])
-def test_what_is_not_a_plain_layer_stays(everywhere: None, kind: str) -> None:
+class Weight(torch.Tensor):
+    """Of a library that computes otherwise."""
+
+
+@pytest.mark.parametrize("kind", ["compiled", "hook", "class", "type", "weight", "thin", "off"])
+def test_what_is_not_a_plain_layer_stays(
+    everywhere: None, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layer = nn.Linear(4, 3)
+    assert use_onednn(nn.Linear(4, 3))
     if kind == "compiled":
         layer.forward = lambda value: value  # type: ignore[method-assign,assignment]
     elif kind == "hook":
         layer.register_forward_pre_hook(lambda module, _: None)
     elif kind == "class":
         layer = type("Own", (nn.Linear,), {})(4, 3)
-    else:
+    elif kind == "type":
         layer = layer.double()
-    assert use_onednn(nn.Sequential(layer)) == []
+    elif kind == "weight":
+        layer.weight = nn.Parameter(torch.randn(3, 4).as_subclass(Weight))
+    elif kind == "thin":
+        monkeypatch.setattr(onednn, "LEAST_WIDTH", 4)
+    with torch.backends.mkldnn.flags(enabled=kind != "off"):
+        assert use_onednn(nn.Sequential(layer)) == []
 
 
 def test_for_good_twice_is_once(everywhere: None) -> None:
@@ -114,21 +208,53 @@ def test_for_good_twice_is_once(everywhere: None) -> None:
     assert replaced(model)
 
 
-def test_what_is_faster_depends_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MKL has AVX-512 on Intel's processors."""
+def test_threads_may_use_one_model(everywhere: None) -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 4))
+    value = torch.randn(2, 4)
+    with torch.no_grad():
+        want = model(value)
+    wrong: list[Exception] = []
+
+    def use() -> None:
+        try:
+            with torch.no_grad():
+                for _ in range(200):
+                    with with_onednn(model):
+                        torch.testing.assert_close(model(value), want)
+        except Exception as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=use) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and not replaced(model)
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    faster_dtypes.cache_clear()
+    yield
+    faster_dtypes.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("cpu", "capability", "fp32"),
+    [
+        ("GenuineIntel", "AVX512", False),  # MKL has AVX-512 there
+        ("AuthenticAMD", "AVX512", True),
+        ("AuthenticAMD", "AVX2", False),
+    ],
+)
+def test_what_is_faster_depends_on_the_processor(
+    fresh: None, monkeypatch: pytest.MonkeyPatch, cpu: str, capability: str, fp32: bool
+) -> None:
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
-    found = {}
-    for cpu, capability in (
-        ("GenuineIntel", "AVX512"),
-        ("AuthenticAMD", "AVX512"),
-        ("AuthenticAMD", "AVX2"),
-    ):
-        faster_dtypes.cache_clear()
-        monkeypatch.setattr(onednn, "_cpu", lambda cpu=cpu: f"vendor_id\t: {cpu}\n")
-        monkeypatch.setattr(
-            torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability
-        )
-        found[cpu, capability] = torch.float32 in faster_dtypes()
-    faster_dtypes.cache_clear()
-    assert list(found.values()) == [False, True, False]
+    monkeypatch.setattr(onednn, "_cpu", lambda: f"vendor_id\t: {cpu}\n")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    found = faster_dtypes()
+    assert (torch.float32 in found) == fp32
+    if capability != "AVX512":
+        assert not found

@@ -42,9 +42,16 @@ class Tables(dict[int, list[Any]]):
     def __init__(self, alone: Any, function: Callable[[Any, Any], Any], payload: Any) -> None:
         super().__init__({1: [alone]})
         self._work = (function, payload)
+        self._failed: dict[int, BaseException] = {}
 
     def __missing__(self, world_size: int) -> list[Any]:
-        self[world_size] = run_ranks(world_size, *self._work)
+        if world_size in self._failed:
+            raise self._failed[world_size]
+        try:
+            self[world_size] = run_ranks(world_size, *self._work)
+        except BaseException as error:
+            self._failed[world_size] = error
+            raise
         return self[world_size]
 
 

@@ -72,6 +72,12 @@ def one_slowly(payload: dict[str, Any]) -> dict[Any, Outcome]:
 
 
 @pytest.fixture(scope="module")
+def two_slowly(payload: dict[str, Any]) -> list[dict[Any, Outcome]]:
+    """What each of two ranks returned, one text at a time."""
+    return run_ranks(2, run_table, {**payload, "sizes": SLOW_SIZES}, 300)
+
+
+@pytest.fixture(scope="module")
 def four(payload: dict[str, Any]) -> list[dict[Any, Outcome]]:
     """What each of four ranks returned, with every size."""
     return run_ranks(4, run_table, {**payload, "sizes": SIZES + SLOW_SIZES}, 300)
@@ -98,8 +104,11 @@ def test_training_is_the_same_for_any_micro_batches(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
-def test_training_is_the_same_one_text_at_a_time(alone: Any, one_slowly: Any, entry: Entry) -> None:
-    check_same([one_slowly[entry.name, 1]], alone[entry.name, None])
+def test_training_is_the_same_one_text_at_a_time(
+    alone: Any, one_slowly: Any, two_slowly: Any, entry: Entry
+) -> None:
+    for ranks in ([one_slowly], two_slowly):
+        check_same([table[entry.name, 1] for table in ranks], alone[entry.name, None])
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
