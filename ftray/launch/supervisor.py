@@ -142,8 +142,8 @@ class Supervisor:
         trial, metric = self._trials[number], self._record.state.metric
         trial.add(dict(row))
         trial.score = row[metric]
+        self._write()  # what is said is on record, should the process be killed
         self._say(f"{trial.name} epoch {row['epoch']:g}: {metric} = {row[metric]:.5g}")
-        self._write()
 
     def ask_to_stop(self, number: int, reason: str) -> None:
         """End a trial at its next step."""
