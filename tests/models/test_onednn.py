@@ -258,3 +258,19 @@ def test_what_is_faster_depends_on_the_processor(
     assert (torch.float32 in found) == fp32
     if capability != "AVX512":
         assert not found
+
+
+def test_an_actor_that_encodes_uses_it_for_good(everywhere: None, tiny_model: Path) -> None:
+    from ftray.cluster.encoders import EncoderActor
+    from ftray.evaluation.encoders import packed_encoder
+
+    actor = EncoderActor(packed_encoder(load_encoder(str(tiny_model))), torch.get_num_threads())
+    assert replaced(actor._encoder)
+    assert actor.encode("", TEXTS[:2]).shape[0] == 2
+
+
+def test_a_served_model_uses_it_for_good(everywhere: None, tiny_model: Path) -> None:
+    pytest.importorskip("ray.serve", reason="needs the extra serve")
+    from ftray.cluster.serving import Embedder, ServingArgs
+
+    assert replaced(Embedder(ServingArgs(model=str(tiny_model))).encoder)
