@@ -31,7 +31,11 @@ LEAST_WIDTH = 64
 LEAST_ROWS = 32
 """Of values that are multiplied at a time."""
 
+MOST_SIZES = 64
+"""Numbers of rows that are multiplied as they are; any further one is filled up."""
+
 _changing = Lock()
+_sizes: set[int] = set()
 
 
 def use_onednn(model: Any) -> list[nn.Linear]:
@@ -127,10 +131,13 @@ def _forward_of(layer: nn.Linear) -> Any:
 def _product(rows: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     """Rows `(n, in)` to `(n, out)`.
 
-    They are filled up to one of few numbers of rows: what oneDNN makes for each stays in memory,
-    half a megabyte.
+    What oneDNN makes for each number of rows stays in memory, half a megabyte: beyond `MOST_SIZES`
+    of them, rows are filled up to one of few.
     """
-    step = 64 if len(rows) <= 1024 else 256
-    filled = nn.functional.pad(rows, (0, 0, 0, -len(rows) % step))
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(filled, packed, bias, "none", [], "")
-    return product[: len(rows)]
+    count = len(rows)
+    if count not in _sizes and len(_sizes) < MOST_SIZES:
+        _sizes.add(count)
+    if count not in _sizes:
+        rows = nn.functional.pad(rows, (0, 0, 0, -count % (64 if count <= 1024 else 256)))
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+    return product[:count]

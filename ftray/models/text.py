@@ -259,9 +259,10 @@ class TextEncoder(Encoder):
         self, items: Sequence[Item], layout: Layout = "auto", draws: Draws | None = None
     ) -> Features:
         """Tokenise and lay out; texts are not augmented."""
+        together = {role: self._of_one_forward(role) for role in {role for role, _ in items}}
         groups: dict[tuple[str, str], list[int]] = {}
         for position, (role, _) in enumerate(items):
-            groups.setdefault(self._of_one_forward(role), []).append(position)
+            groups.setdefault(together[role], []).append(position)
         forwards: list[dict[str, Any]] = []
         order: list[int] = []
         tokens = processed = 0

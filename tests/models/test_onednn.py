@@ -71,14 +71,18 @@ def test_few_numbers_of_rows_are_multiplied(
     everywhere: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What oneDNN keeps for each of them would else grow without end."""
-    seen = set()
+    filled = set()
     layer = nn.Linear(8, 4)
     real = nn.functional.pad
-    monkeypatch.setattr(nn.functional, "pad", lambda *a: (seen.add(len(f := real(*a))), f)[1])
+    monkeypatch.setattr(nn.functional, "pad", lambda *a: (filled.add(len(f := real(*a))), f)[1])
+    monkeypatch.setattr(onednn, "_sizes", set())
     with torch.no_grad(), with_onednn(layer):
         for rows in range(1, 3000, 7):
-            layer(torch.ones(rows, 8))
-    assert len(seen) < 30 and max(seen) < 3000 + 256
+            torch.testing.assert_close(
+                layer(torch.ones(rows, 8)), layer(torch.ones(1, 8)).expand(rows, 4)
+            )
+    assert len(onednn._sizes) == onednn.MOST_SIZES
+    assert 0 < len(filled) < 30 and max(filled) < 3000 + 256
 
 
 def test_embeddings_are_equal_and_the_model_is_as_it_was(
