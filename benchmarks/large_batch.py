@@ -98,8 +98,9 @@ def pairs(size: int, steps: int) -> Workload:
     assert path is not None
     members: dict[str, list[str]] = {}
     with path.open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            members.setdefault(row["label"], []).append(row["text"])
+        label_of = {row["text"].strip(): row["label"] for row in csv.DictReader(file)}
+    for text, label in label_of.items():
+        members.setdefault(label, []).append(text)
     records = [
         {"query": first, "document": second}
         for texts in members.values()
