@@ -160,7 +160,7 @@ class ActorEvaluator:
         self._actors = actors
         self._job = job
         self._model = model
-        self._waiting: dict[Any, int] = {}
+        self._waiting: dict[Any, tuple[int, int]] = {}  # answers: ticket and evaluation
         self._moved = self._looked = time.monotonic()
         self._missing_since: float | None = None
 
@@ -168,10 +168,13 @@ class ActorEvaluator:
         """Put the weights into the object store and begin."""
         copy = ray.put(dict(weights))
         answer = self._actors[number].evaluate.remote([self._job], self._model, number, copy)
-        self._waiting[answer] = ticket
+        self._waiting[answer] = ticket, number
 
     def finished(self, wait_s: float = 0.0) -> list[tuple[int, Evaluated]]:
         """What is done, in the order in which it was submitted.
+
+        An actor that was started again may take its tasks in another order. What it does too early
+        is kept back, so of each evaluation the newest result is of the newest weights.
 
         Raises:
             LostWorkersError: if nothing was done for an hour.
@@ -181,15 +184,26 @@ class ActorEvaluator:
         if not self._waiting:
             self._moved, self._missing_since = now, None
             return []
-        ray.wait(list(self._waiting), num_returns=1, timeout=wait_s)
-        done = [answer for answer in self._waiting if ray.wait([answer], timeout=0)[0]]
+        oldest = {number: answer for answer, (_, number) in reversed(self._waiting.items())}
+        ray.wait(list(oldest.values()), num_returns=1, timeout=wait_s)
+        done = self._in_order()
         if done:
             self._moved, self._missing_since = now, None
         elif now - self._moved > EVALUATE_TIMEOUT_S:
             raise LostWorkersError(f"The evaluation actor did nothing for {EVALUATE_TIMEOUT_S:g} s")
         elif now - self._looked > LOOK_EVERY_S:
             self._look(now)
-        return [(self._waiting.pop(answer), _result(answer)) for answer in done]
+        return [(self._waiting.pop(answer)[0], _result(answer)) for answer in done]
+
+    def _in_order(self) -> list[Any]:
+        """Answers that are there, up to the first of each evaluation that is not."""
+        done, held = [], set()
+        for answer, (_, number) in self._waiting.items():
+            if number not in held and ray.wait([answer], timeout=0)[0]:
+                done.append(answer)
+            else:
+                held.add(number)
+        return done
 
     def _look(self, now: float) -> None:
         """Notice that an actor waits for room that does not come."""
