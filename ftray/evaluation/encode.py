@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +16,7 @@ from ftray.media import MEDIA_SIZE, Content
 from ftray.models.ahead import ahead
 from ftray.models.base import Features, Item
 from ftray.models.layout import Layout
-from ftray.models.onednn import FASTER_FROM, with_onednn
+from ftray.models.onednn import with_onednn
 
 __all__ = ["TextModel", "check_towers", "cut_batches", "encode_batch", "encode_texts", "evaluating"]
 
@@ -148,8 +148,7 @@ def encode_texts(
         return encoder.collate([(role, texts[i]) for i in batches[number]], layout)
 
     made = ahead(collated, range(len(batches)), data_workers)
-    faster = with_onednn(encoder) if len(texts) >= FASTER_FROM else nullcontext()
-    with evaluating(encoder), faster, closing(made) as ready:
+    with evaluating(encoder), with_onednn(encoder, len(texts)), closing(made) as ready:
         for batch, features in zip(batches, ready, strict=True):
             result[batch] = encode_batch(encoder, features)
             done += len(batch)

@@ -63,9 +63,9 @@ def use_onednn(model: Any) -> list[nn.Linear]:
 
 
 @contextmanager
-def with_onednn(model: Any) -> Iterator[None]:
-    """As `use_onednn`, for a while."""
-    layers = use_onednn(model)
+def with_onednn(model: Any, items: int = FASTER_FROM) -> Iterator[None]:
+    """As `use_onednn`, for a while; not where fewer items than `FASTER_FROM` will be encoded."""
+    layers = use_onednn(model) if items >= FASTER_FROM else []
     try:
         yield
     finally:
@@ -115,14 +115,17 @@ def _forward_of(layer: nn.Linear) -> Any:
     """A `forward` bound to the layer; of a copy of the layer it is bound to the copy."""
     weight = layer.weight
     version = weight._version
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
+    packed: Tensor | None = None  # until it is needed, which in autocast it never is
 
     def forward(self: nn.Linear, values: Tensor) -> Tensor:
+        nonlocal packed
         own = self.weight is weight and weight._version == version and values.dtype == weight.dtype
         rows = values.reshape(-1, values.shape[-1]) if own else values
         few = len(rows) < LEAST_ROWS
         if not own or few or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return nn.functional.linear(values, self.weight, self.bias)
+        if packed is None:
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
         return _product(rows, packed, self.bias).reshape(*values.shape[:-1], -1)
 
     return MethodType(forward, layer)

@@ -6,9 +6,9 @@ encoder. So the collectives need no autograd, and ranks may hold any number of t
 
 That cut through the chain rule is also what micro batches need (Gao et al. 2021, "Scaling deep
 contrastive learning batch size under memory limited setup"): with several of them the first pass
-keeps no graph, and a second one encodes each micro batch again, with the same random state and the
-same buffers, and carries its rows of the gradient back. The loss and the one reduction do not know
-the difference.
+keeps no graph, which is inference (`ftray.models.onednn`), and a second one encodes each micro
+batch again, with the same random state and the same buffers, and carries its rows of the gradient
+back. The loss and the one reduction do not know the difference.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ftray.losses.base import LossInputs, Shard, StepLoss
 from ftray.media import Content
 from ftray.models.base import Draws, Features, Item
 from ftray.models.layout import Layout
+from ftray.models.onednn import with_onednn
 from ftray.runtime.base import Collectives
 from ftray.training.buffers import ReplayedBuffers
 from ftray.training.reduce import deal, gather_rows, reduce_gradients
@@ -107,6 +108,9 @@ class OwnTexts:
 
     shares: list[npt.NDArray[np.int64]]
     micro_batches: list[MicroBatch]
+
+    def __len__(self) -> int:
+        return sum(len(micro.places) for micro in self.micro_batches)
 
     @property
     def counts(self) -> list[int]:
@@ -218,7 +222,8 @@ def forward_backward(
         with seeded(*seed, collectives.rank, number), autocast(), buffers.of(number):
             return encoder(own.micro_batches[number].features)
 
-    with torch.set_grad_enabled(not cached):
+    faster = with_onednn(encoder, len(own)) if cached else nullcontext()
+    with torch.set_grad_enabled(not cached), faster:
         embeddings = [encode(number) for number in range(len(own.micro_batches))]
     value, gradient = loss_and_gradient(
         loss,
@@ -268,7 +273,7 @@ def validation_loss(
     autocast: Autocast = nullcontext,
 ) -> float:
     """The loss of the step alone; arguments as in `forward_backward`."""
-    with autocast():
+    with autocast(), with_onednn(encoder, len(own)):
         embeddings = torch.cat([encoder(micro.features) for micro in own.micro_batches])
     gathered = gather_rows(embeddings, own.shares, collectives)
     part = _part(loss, rows, _at_least_float32(gathered), collectives, seed)

@@ -117,6 +117,34 @@ def test_evaluations_use_it(
         assert products
 
 
+def test_what_trains_uses_it_where_there_is_no_gradient(
+    products: list[int], tiny_model: Path, labelled_rows: list[dict[str, str]], tmp_path: Path
+) -> None:
+    def losses(**fields: Any) -> list[float]:
+        products.clear()
+        run = ftray.fit(
+            model=str(tiny_model),
+            train_data=labelled_rows,
+            epochs=1,
+            batch_size=2 * FASTER_FROM,
+            loss="SupConLoss",
+            num_workers=0,
+            storage_path=str(tmp_path),
+            **fields,
+        )
+        return [one["loss"] for one in run.history().to_pylist() if one["kind"] == "step"]
+
+    losses()
+    assert not products
+    cached = losses(micro_batch_size=FASTER_FROM // 2)
+    assert products
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert losses(micro_batch_size=FASTER_FROM // 2) == pytest.approx(cached, abs=1e-5)
+    assert not products
+    losses(eval_data=labelled_rows)
+    assert products
+
+
 def test_the_model_is_as_it_was_after_errors(
     everywhere: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
