@@ -25,6 +25,7 @@ from ftray.models.ahead import ahead
 from ftray.models.base import Encoder, Features, Item
 from ftray.models.frozen import KeptFeatures
 from ftray.models.layout import Layout
+from ftray.models.onednn import with_onednn
 from ftray.runtime.base import Collectives
 from ftray.training.reduce import gather_rows
 from ftray.words import counted
@@ -101,7 +102,8 @@ class FeatureMaker:
             for item in chosen.items.values():
                 branches.setdefault(self.encoder.branch_of_content(item[1]), []).append(item)
             for branch, own in branches.items():
-                table = self._table(own)
+                with with_onednn(self.encoder, len(own)):
+                    table = self._table(own)
                 if table is None:
                     return nothing, [STOPPED]
                 kept.add(branch, own, table)

@@ -143,6 +143,8 @@ def test_what_trains_uses_it_where_there_is_no_gradient(
     assert not products
     losses(eval_data=labelled_rows)
     assert products
+    losses(freeze=True)
+    assert products, "what is frozen is encoded once, before training"
 
 
 def test_the_model_is_as_it_was_after_errors(
