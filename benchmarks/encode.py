@@ -257,7 +257,6 @@ def processes(texts: list[str], rounds: int) -> str:
     encoder = ftray.get_model(MODEL, device="cpu")
     keep = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(keep)[:PROCESSES])  # so that each process gets one core
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # this process's tokenizer has one thread too
     torch.set_num_threads(1)
     start = time.perf_counter()
     try:

@@ -174,7 +174,7 @@ class FitConfig(Options):
         "auto", description="auto = bf16 (else fp16) autocast on a GPU, fp32 on a CPU."
     )
     compile: bool = Field(
-        False, description="Compile the model with torch.compile: its first steps take minutes."
+        False, description="Compile the model with torch.compile: its first steps take longer."
     )
     seed: int = Field(0, ge=0, lt=2**31)
 

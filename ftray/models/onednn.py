@@ -41,8 +41,9 @@ _sizes: set[int] = set()
 def use_onednn(model: Any) -> list[nn.Linear]:
     """Have the linear layers of a model computed by oneDNN, where that is faster.
 
-    It takes the memory of a copy of their weights. With gradients, autocast, values of another type
-    or weights that have changed since, a layer computes as ever, and so does a copy of it. Where a
+    The weights are laid out when they are first needed, which takes the memory of a copy. With
+    gradients, autocast, values of another type or weights that have changed since, a layer computes
+    as ever, and so does a copy of it; changes in place through `.data` are not noticed. Where a
     module's `forward` is somebody's own (torch.compile's, or ours already), all stays as it is.
 
     Args:
@@ -56,16 +57,20 @@ def use_onednn(model: Any) -> list[nn.Linear]:
         if not torch.backends.mkldnn.enabled or any("forward" in vars(one) for one in modules):
             return []
         layers = [module for module in modules if _is_packable(module)]
-        forwards = [_forward_of(layer) for layer in layers]  # may fail, before anything is changed
-        for layer, forward in zip(layers, forwards, strict=True):
-            layer.forward = forward  # type: ignore[method-assign]
+        for layer in layers:
+            layer.forward = _forward_of(layer)  # type: ignore[method-assign]
         return layers
 
 
 @contextmanager
-def with_onednn(model: Any, items: int = FASTER_FROM) -> Iterator[None]:
-    """As `use_onednn`, for a while; not where fewer items than `FASTER_FROM` will be encoded."""
-    layers = use_onednn(model) if items >= FASTER_FROM else []
+def with_onednn(model: Any, items: int | None = None) -> Iterator[None]:
+    """As `use_onednn`, for a while.
+
+    Args:
+        model: whatever has `modules()`.
+        items: how many will be encoded; below `FASTER_FROM` all stays as it is. None = many.
+    """
+    layers = [] if items is not None and items < FASTER_FROM else use_onednn(model)
     try:
         yield
     finally:
@@ -114,12 +119,13 @@ def _is_packable(module: nn.Module) -> TypeGuard[nn.Linear]:
 def _forward_of(layer: nn.Linear) -> Any:
     """A `forward` bound to the layer; of a copy of the layer it is bound to the copy."""
     weight = layer.weight
-    version = weight._version
+    address, version = weight.data_ptr(), weight._version
     packed: Tensor | None = None  # until it is needed, which in autocast it never is
 
     def forward(self: nn.Linear, values: Tensor) -> Tensor:
         nonlocal packed
-        own = self.weight is weight and weight._version == version and values.dtype == weight.dtype
+        same = self.weight is weight and weight.data_ptr() == address and weight._version == version
+        own = same and values.dtype == weight.dtype
         rows = values.reshape(-1, values.shape[-1]) if own else values
         few = len(rows) < LEAST_ROWS
         if not own or few or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
@@ -134,8 +140,9 @@ def _forward_of(layer: nn.Linear) -> Any:
 def _product(rows: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     """Rows `(n, in)` to `(n, out)`.
 
-    What oneDNN makes for each number of rows stays in memory, half a megabyte: beyond `MOST_SIZES`
-    of them, rows are filled up to one of few.
+    What oneDNN makes for each number of rows stays in memory, half a megabyte for each shape of
+    weights: beyond `MOST_SIZES` of them, rows are filled up to one of few. That changes no bit of
+    the product, so a run that goes on elsewhere gives what it would have given.
     """
     count = len(rows)
     if count not in _sizes and len(_sizes) < MOST_SIZES:

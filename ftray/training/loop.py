@@ -45,6 +45,7 @@ from ftray.callbacks.base import (
 from ftray.errors import RunFailedError
 from ftray.evaluation.encode import check_towers
 from ftray.events import FitEnded
+from ftray.models.onednn import with_onednn
 from ftray.record.storage import Storage
 from ftray.runtime.base import Runtime
 from ftray.runtime.process_group import LostWorkersError
@@ -301,6 +302,7 @@ class Loop:
         with (
             self.teller.timed("validation"),
             self.learner.weights_to_use(),
+            with_onednn(self.learner.encoder),
             closing(batches),
         ):
             for step in range(plan.steps_per_epoch):

@@ -273,7 +273,7 @@ def validation_loss(
     autocast: Autocast = nullcontext,
 ) -> float:
     """The loss of the step alone; arguments as in `forward_backward`."""
-    with autocast(), with_onednn(encoder, len(own)):
+    with autocast():
         embeddings = torch.cat([encoder(micro.features) for micro in own.micro_batches])
     gathered = gather_rows(embeddings, own.shares, collectives)
     part = _part(loss, rows, _at_least_float32(gathered), collectives, seed)

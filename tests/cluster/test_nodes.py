@@ -258,18 +258,18 @@ def test_an_evaluation_that_waits_for_a_node_in_vain_ends_the_run_in_time(
 
 
 class Backwards:
-    """An evaluator that does the later of two tasks first, as one that was started again may."""
+    """An evaluator that does its first task last, as one that was started again may."""
 
     def __init__(self) -> None:
-        self._second = threading.Event()
+        self._may_end = threading.Event()
 
     def evaluate(self, job: Any, model: Any, number: int, weights: Any) -> str:
         if weights["which"] == 1:
-            self._second.wait()
-            time.sleep(1)
-        else:
-            self._second.set()
+            self._may_end.wait()
         return f"evaluation {number} of weights {weights['which']}"
+
+    def let_it_end(self) -> None:
+        self._may_end.set()
 
 
 def test_results_of_an_evaluation_come_in_the_order_of_its_weights(cluster: Any) -> None:
@@ -278,22 +278,21 @@ def test_results_of_an_evaluation_come_in_the_order_of_its_weights(cluster: Any)
     from ftray.cluster.evaluators import ActorEvaluator
 
     actors = {
-        number: ray.remote(Backwards).options(num_cpus=0, max_concurrency=2).remote()
+        number: ray.remote(Backwards).options(num_cpus=0, max_concurrency=3).remote()
         for number in (0, 1)
     }
     view = ActorEvaluator(actors, ray.put(None), None)
-    view.submit(1, 0, {"which": 1})
-    view.submit(2, 1, {"which": 2})
-    view.submit(3, 0, {"which": 2})
-    view.submit(4, 0, {"which": 2})
-    heard: list[Any] = []
-    while len(heard) < 4:
-        heard += view.finished(10)
-    assert heard == [
-        (2, "evaluation 1 of weights 2"),
+    for ticket, number, which in ((1, 0, 1), (2, 1, 2), (3, 0, 2), (4, 0, 3)):
+        view.submit(ticket, number, {"which": which})
+    ready, not_ready = ray.wait(list(view._waiting), num_returns=3, timeout=60)
+    assert (len(ready), len(not_ready)) == (3, 1)
+    assert view.finished(10) == [(2, "evaluation 1 of weights 2")]
+    ray.get(actors[0].let_it_end.remote())
+    ray.wait(not_ready, timeout=60)
+    assert view.finished(10) == [
         (1, "evaluation 0 of weights 1"),
         (3, "evaluation 0 of weights 2"),
-        (4, "evaluation 0 of weights 2"),
+        (4, "evaluation 0 of weights 3"),
     ]
     for actor in actors.values():
         ray.kill(actor)

@@ -16,7 +16,7 @@ import ftray
 from ftray.callbacks import EvaluationCallback
 from ftray.evaluation.encode import encode_texts
 from ftray.models import onednn
-from ftray.models.onednn import FASTER_FROM, faster_dtypes, use_onednn, with_onednn
+from ftray.models.onednn import FASTER_FROM, LEAST_ROWS, faster_dtypes, use_onednn, with_onednn
 from ftray.models.registry import load_encoder
 
 TEXTS = [" ".join(["card", "bank", "lost"][i % 3] for _ in range(1 + i % 7)) for i in range(40)]
@@ -83,6 +83,28 @@ def test_few_numbers_of_rows_are_multiplied(
             )
     assert len(onednn._sizes) == onednn.MOST_SIZES
     assert 0 < len(filled) < 30 and max(filled) < 3000 + 256
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("width", "out"), [(384, 1536), (1536, 384), (70, 96)])
+def test_no_bit_of_a_row_depends_on_how_many_there_are(
+    everywhere: None, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, width: int, out: int
+) -> None:
+    """Nor on the threads: else a run that goes on elsewhere would not give the same."""
+    layer = nn.Linear(width, out).to(dtype)
+    rows = torch.randn(300, width).to(dtype)
+    threads = torch.get_num_threads()
+    try:
+        with torch.no_grad(), with_onednn(layer):
+            whole = layer(rows)
+            for most, count in ((0, 1), (64, 2)):
+                monkeypatch.setattr(onednn, "MOST_SIZES", most)
+                monkeypatch.setattr(onednn, "_sizes", set())
+                torch.set_num_threads(count)
+                for first, last in ((0, LEAST_ROWS), (5, 64), (100, 257), (1, 300)):
+                    assert torch.equal(layer(rows[first:last]), whole[first:last])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_embeddings_are_equal_and_the_model_is_as_it_was(
@@ -154,32 +176,34 @@ def test_the_model_is_as_it_was_after_errors(
     with pytest.raises(RuntimeError, match="half way"), with_onednn(model):
         raise RuntimeError("half way")
     assert not replaced(model)
-    real, calls = onednn._forward_of, []
+    real, calls = onednn._product, []
 
-    def fails_at_the_second(layer: nn.Linear) -> Any:
-        calls.append(layer)
+    def fails_at_the_second(*given: Any) -> Any:
+        calls.append(given)
         if len(calls) == 2:
             raise MemoryError
-        return real(layer)
+        return real(*given)
 
-    monkeypatch.setattr(onednn, "_forward_of", fails_at_the_second)
-    with pytest.raises(MemoryError), with_onednn(model):
-        pass
+    monkeypatch.setattr(onednn, "_product", fails_at_the_second)
+    with pytest.raises(MemoryError), torch.no_grad(), with_onednn(model):
+        model(torch.randn(2, 2))
     assert not replaced(model) and len(calls) == 2
 
 
-def test_weights_that_change_meanwhile_are_seen(products: list[int]) -> None:
-    model = nn.Sequential(nn.Linear(4, 4))
+@pytest.mark.parametrize("change", ["in place", "data", "parameter"])
+def test_weights_that_change_meanwhile_are_seen(products: list[int], change: str) -> None:
+    layer = nn.Linear(4, 4)
     value = torch.randn(3, 4)
-    with torch.no_grad(), with_onednn(model):
-        model(value)
+    with torch.no_grad(), with_onednn(nn.Sequential(layer)):
+        layer(value)
         assert len(products) == 1
-        model[0].weight.mul_(2)
-        torch.testing.assert_close(
-            model(value), nn.functional.linear(value, model[0].weight, model[0].bias)
-        )
-        model[0].weight = nn.Parameter(torch.zeros(4, 4))
-        torch.testing.assert_close(model(value), model[0].bias.expand(3, 4))
+        if change == "in place":
+            layer.weight.fill_(1)
+        elif change == "data":
+            layer.weight.data = torch.ones(4, 4)
+        else:
+            layer.weight = nn.Parameter(torch.ones(4, 4))
+        torch.testing.assert_close(layer(value), value.sum(1, keepdim=True) + layer.bias)
     assert len(products) == 1
 
 
