@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -45,3 +49,38 @@ def test_resamples_are_the_same_however_many_are_held_at_a_time(monkeypatch):
     monkeypatch.setattr(intervals, "MAX_COUNTS", 50 * 7)
     few = paired_change(before, after, resamples=300)
     assert (few.mean, few.low, few.high) == pytest.approx((whole.mean, whole.low, whole.high))
+
+
+BESIDE_FORKS = """
+import os, threading
+import os
+import subprocess
+import sys
+
+import numpy as np
+from ftray.evaluation.intervals import paired_changes
+
+sides = np.random.default_rng(0).random((2, 1000, 8))
+over = threading.Event()
+def change():
+    paired_changes(*sides)
+    over.set()
+threading.Thread(target=change, daemon=True).start()
+forks = 0
+while not over.wait(0.002) and forks < 5000:
+    if (child := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    forks += 1
+print("over" if over.is_set() else "hangs", forks, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_thread_can_do_it_while_processes_are_forked():
+    """As a report does beside training on images; numpy's own matrix product hangs."""
+    words = [sys.executable, "-c", BESIDE_FORKS]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
+    answer, forks = done.stdout.split()
+    assert answer == "over" and int(forks) > 0
