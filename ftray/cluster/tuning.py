@@ -48,7 +48,7 @@ class Supervisor(Protocol):
     def suggest(self, ask: Callable[[], Mapping[str, Any] | None] | None) -> Suggested | None:
         """The next trial; None if there is none. `ask` asks another searcher for values."""
 
-    def started(self, number: int, values: Mapping[str, Any]) -> None:
+    def started(self, number: int, values: Mapping[str, Any], donor: str = "") -> None:
         """A trial runs."""
 
     def reported(self, number: int, row: Mapping[str, Any]) -> None:
@@ -258,7 +258,9 @@ class Reporter(tune.Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
         """A trial runs, for the first time or again."""
-        self._supervisor.started(number_of(str(trial)), trial.config[VALUES])
+        handed = trial.checkpoint  # in the folder of the trial whose weights it is to have
+        donor = Path(handed.path).parent.name if handed else ""
+        self._supervisor.started(number_of(str(trial)), trial.config[VALUES], donor)
 
     def on_trial_result(
         self,

@@ -120,13 +120,21 @@ class Supervisor:
         values = ask() if number < self._sweep.num_samples else None
         return None if values is None else active_values(self._sweep.parsed_space, values)
 
-    def started(self, number: int, values: Mapping[str, Any]) -> None:
-        """A trial runs, for the first time or again."""
+    def started(self, number: int, values: Mapping[str, Any], donor: str = "") -> None:
+        """A trial runs, for the first time or again.
+
+        Args:
+            number: of the trial.
+            values: that it has from now on.
+            donor: name of the trial whose weights it has, under PBT; "" = it begins anew.
+        """
         trial = self._trials[number]
         if number in self.done:
             return
-        if self._sweep.scheduler == "pbt" and values != trial.values:
-            epoch = int(trial.epochs[-1]["epoch"]) if trial.epochs else 0
+        epoch = int(trial.epochs[-1]["epoch"]) if trial.epochs else 0
+        known = bool(trial.history) and trial.history[-1]["epoch"] == epoch  # it starts once more
+        others = values != trial.values or (donor not in ("", trial.name) and not known)
+        if self._sweep.scheduler == "pbt" and others:
             trial.history.append({"epoch": epoch, "values": dict(trial.values)})
             self._say(f"{trial.name} takes over from a better one: {_listed(values)}")
             trial.values = dict(values)

@@ -153,6 +153,26 @@ def test_a_stop_from_outside_interrupts_trials_which_go_on_later(tmp_path: Path)
     assert storage.uri == opened.storage.uri
 
 
+def test_weights_that_are_taken_over_are_on_record_whatever_the_values(tmp_path: Path) -> None:
+    """PBT may come to the values again that the trial has already."""
+    space = {"learning_rate": {"loguniform": [1e-6, 1.0]}}
+    given = {"search": "random", "num_samples": 2, "space": space}
+    opened = Opened(asked(tmp_path, scheduler="pbt", **given))
+    for _ in range(2):
+        opened.supervisor.suggest(lambda: {"learning_rate": 1e-3})
+    trial = opened.record.state.trials[1]
+    values = dict(trial.values)
+    opened.supervisor.started(1, values)
+    for epoch, donor in ((1, "trial-001"), (2, "trial-000"), (3, "trial-000")):
+        opened.supervisor.reported(1, row(epoch, 3.0))
+        for _ in range(2):  # the second time after an error, with the same weights
+            opened.supervisor.started(1, values, donor)
+    assert trial.history == [{"epoch": epoch, "values": values} for epoch in (2, 3)]
+    opened.supervisor.started(1, {"learning_rate": 0.5}, "trial-000")
+    assert trial.history[2:] == [{"epoch": 3, "values": values}]
+    assert trial.values == {"learning_rate": 0.5}
+
+
 def test_a_resumed_sweep_keeps_what_is_done(tmp_path: Path) -> None:
     sweep = asked(tmp_path)
     opened = Opened(sweep)
